@@ -1,0 +1,28 @@
+"""What every test starts from: two threads, one seed, and hypothesis profiles that repeat themselves."""
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=2_000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+class _TorchRandom:
+    """PyTorch's default generator under hypothesis, which seeds it before each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_torch_random = _TorchRandom()  # hypothesis holds only a weak reference
+hypothesis.register_random(_torch_random)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
