@@ -1,0 +1,62 @@
+"""Hold one call of attention, checked and complete, in the form in which every backend takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.masks import Mask
+from headwise.contracts.tree import plain
+
+__all__ = ["Problem"]
+
+
+@plain
+class Problem:
+    """Describe one call of attention: `softmax(scale q k^T + bias) v` over the keys that the mask lets a query see."""
+
+    query_BHQD: Tensor
+    """Queries."""
+    key_BGKD: Tensor
+    """Keys; query head h looks at group h // (H / G)."""
+    value_BGKE: Tensor
+    """Values."""
+    mask: Mask
+    """What may be seen, resolved for this number of queries."""
+    scale: float
+    """Factor of the scores."""
+    bias_BHQK: Tensor | None = None
+    """Added to the scores; an axis of size 1 is shared."""
+    slopes_H: Tensor | None = None
+    """ALiBi slopes."""
+    relative_HN: Tensor | None = None
+    """Added to the scores by relative position, -(N // 2) to N // 2, clamped at the ends."""
+    rate: float = 0.0
+    """Dropout rate of the weights."""
+    seed: Tensor | None = None
+    """Seed of the dropout."""
+    origin: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Sample, query head, query and key at which this part begins in the whole call; dropout counts from there."""
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int, int]:
+        """Give B, H, G, Q, K, D, E."""
+        batch, heads, queries, width = self.query_BHQD.shape
+        groups, keys, value_width = self.value_BGKE.shape[1:]
+        return batch, heads, groups, queries, keys, width, value_width
+
+    @property
+    def hides(self) -> bool:
+        """Tell whether a key can be hidden from a query; a bias may hold -inf."""
+        return self.mask.hides or self.bias_BHQK is not None
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """Give the type in which scores and statistics are computed: float64 for float64, else float32."""
+        return torch.float64 if self.query_BHQD.dtype == torch.float64 else torch.float32
+
+    def but(self, **changes: Any) -> Problem:
+        """Copy with some fields changed."""
+        return Problem(**{**vars(self), **changes})

@@ -1,0 +1,48 @@
+"""Make plain frozen data that PyTorch's transforms can look into."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, dataclass_transform
+
+from torch import Tensor
+from torch.utils import _pytree
+
+__all__ = ["plain"]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def plain(cls: type[T]) -> type[T]:
+    """Turn a class into a frozen dataclass whose tensors are leaves of a pytree.
+
+    Everything that is not a tensor, `None` included, is part of the tree's structure: `vmap`, `torch.compile` and
+    `torch.export` see the tensors and treat the rest as fixed.
+    """
+    data = dataclass(frozen=True)(cls)
+    names = [field.name for field in fields(data)]  # type: ignore[arg-type]
+
+    def flatten(value: Any) -> tuple[list[Any], Any]:
+        leaves = [name for name in names if isinstance(getattr(value, name), Tensor)]
+        rest = [(name, getattr(value, name)) for name in names if name not in leaves]
+        return [getattr(value, name) for name in leaves], (tuple(leaves), tuple(rest))
+
+    def unflatten(leaves: Iterable[Any], context: Any) -> T:
+        return data(**dict(zip(context[0], leaves, strict=True)), **dict(context[1]))
+
+    _pytree.register_pytree_node(
+        data,
+        flatten,
+        unflatten,
+        serialized_type_name=f"headwise.{cls.__name__}",
+        to_dumpable_context=_listed,
+        from_dumpable_context=_tupled,
+    )
+    return data
+
+
+def _listed(context: Any) -> Any:
+    return [list(context[0]), [list(pair) for pair in context[1]]]
+
+
+_tupled: Callable[[Any], Any] = lambda context: (tuple(context[0]), tuple(map(tuple, context[1])))  # noqa: E731

@@ -1,0 +1,116 @@
+"""Check at the border that the tensors, the mask and the bias of a call fit each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.biases import Alibi, RelativeBias
+from headwise.contracts.masks import Mask
+from headwise.errors import InputError
+
+__all__ = ["check_bias", "check_mask", "check_tensors"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise `InputError` unless query, key and value fit each other."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"`{name}` must be a tensor; got {type(tensor).__name__}. Use torch.as_tensor.")
+        if tensor.dim() != 4:
+            shape = tuple(tensor.shape)
+            raise InputError(
+                f"`{name}` must have 4 axes (samples, heads, positions, width); got shape {shape}. "
+                "Split the heads with x.unflatten(-1, (heads, -1)).transpose(1, 2)."
+            )
+        if tensor.dtype not in _FLOATS:
+            raise InputError(f"`{name}` must be of a float type; got {tensor.dtype}. Convert it with .float().")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            told = f"`{name}` {tensor.dtype} on {tensor.device} beside `query` {query.dtype} on {query.device}"
+            raise InputError(f"query, key and value must share dtype and device; got {told}. Convert one with .to().")
+    _check_sizes(query, key, value)
+
+
+def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        raise InputError(f"query, key and value must hold the same samples; got {shapes}. Repeat with .expand() if meant.")
+    if query.shape[3] != key.shape[3]:
+        raise InputError(f"query and key must have the same width; got {shapes}. Project one of them.")
+    if key.shape[1:3] != value.shape[1:3]:
+        raise InputError(f"key and value must have the same heads and positions; got {shapes}. They come in pairs.")
+    heads, groups = query.shape[1], key.shape[1]
+    if heads == 0 or groups == 0 or heads % groups:
+        raise InputError(
+            f"the number of query heads must be a multiple of that of key heads; got {heads} and {groups} ({shapes}). "
+            "Each key head serves the same number of query heads."
+        )
+
+
+def check_mask(mask: Mask, query: Tensor, key: Tensor) -> Mask:
+    """Raise `InputError` unless a mask fits the tensors, and give it back."""
+    if not isinstance(mask, Mask):
+        hint = "Wrap booleans with Mask.dense (True = may look); pass numbers as `bias`."
+        raise InputError(f"`mask` must be a headwise.Mask; got {type(mask).__name__}. {hint}")
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    wanted = {
+        "key_length_B": (batch,),
+        "query_length_B": (batch,),
+        "key_start_B": (batch,),
+        "key_segment_BKN": (batch, keys),
+        "query_segment_BQN": (batch, queries),
+        "dense_BHQK": (batch, heads, queries, keys),
+    }
+    for name, shape in wanted.items():
+        tensor = getattr(mask, name)
+        if tensor is None:
+            continue
+        if tensor.device != query.device:
+            raise InputError(f"the mask must lie on {query.device}; got {name} on {tensor.device}. Move it with .to().")
+        fits = _spread(tensor.shape, shape) if name == "dense_BHQK" else tensor.shape[: len(shape)] == shape
+        if not fits:
+            raise InputError(
+                f"the mask must fit {batch} samples, {heads} heads, {queries} queries and {keys} keys; "
+                f"got {name} of shape {tuple(tensor.shape)}. Give it shape {shape}."
+            )
+    if mask.key_segment_BKN is not None and mask.query_segment_BQN is None:
+        torch._check(queries <= keys, lambda: f"{queries} queries need ids of their own beside {keys} keys: query_ids.")
+    return mask
+
+
+def check_bias(bias: Tensor | Alibi | RelativeBias | None, query: Tensor, key: Tensor) -> None:
+    """Raise `InputError` unless a bias fits the tensors."""
+    batch, heads, queries, _ = query.shape
+    shape = (batch, heads, queries, key.shape[2])
+    if bias is None:
+        return
+    if isinstance(bias, Tensor):
+        if not bias.dtype.is_floating_point:
+            hint = "Pass booleans as Mask.dense (True = may look)."
+            raise InputError(f"`bias` must be of a float type; got {bias.dtype}. {hint}")
+        if bias.dim() != 4 or not _spread(bias.shape, shape):
+            raise InputError(
+                f"`bias` must have shape {shape} (an axis of size 1 is shared); got {tuple(bias.shape)}. "
+                "Add the missing axes with bias[None, None]."
+            )
+        held = bias
+    elif isinstance(bias, Alibi | RelativeBias):
+        held = bias.slopes_H if isinstance(bias, Alibi) else bias.table_NH
+        if held.shape[-1] != heads or held.dim() != (1 if isinstance(bias, Alibi) else 2):
+            told = f"{heads} query heads and {type(bias).__name__} of shape {tuple(held.shape)}"
+            raise InputError(f"a bias by position must have one column per query head; got {told}. Make it for {heads}.")
+    else:
+        raise InputError(
+            f"`bias` must be a tensor, Alibi or RelativeBias; got {type(bias).__name__}. "
+            "Numbers of shape (B, H, Q, K) are added to the scores."
+        )
+    if held.device != query.device:
+        raise InputError(f"`bias` must lie on {query.device}; got {held.device}. Move it with .to().")
+
+
+def _spread(shape: torch.Size, wanted: tuple[int, ...]) -> bool:
+    """Tell whether a shape is the one wanted but for shared axes of size 1."""
+    return all(have in (1, want) for have, want in zip(shape, wanted, strict=True))

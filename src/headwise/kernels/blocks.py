@@ -1,0 +1,253 @@
+"""Cut one call of attention into parts and tiles that stay in the cache, and compute the scores of a tile.
+
+A part is some samples and heads of a call, or one sample without its padding; a tile is some query rows of a part and
+the run of keys that they may see. Working memory is bounded by a tile (and by one part's copies in the working type).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.masks import Extent, Mask
+from headwise.contracts.problem import Problem
+from headwise.kernels.philox import keep_mask
+
+__all__ = [
+    "Part",
+    "Tile",
+    "all_finite",
+    "bias_of",
+    "clamped",
+    "cut",
+    "extent_of",
+    "indices",
+    "kept",
+    "matmul_grouped",
+    "parts",
+    "scores",
+    "tiles",
+    "visible",
+]
+
+TILE_SCORES = 1 << 18
+"""Scores of a tile: 1 MB of float32, so that a few of them share a second-level cache."""
+LEAST_ROWS = 64
+"""Rows of a tile, however long they are: fewer starve the matrix product."""
+ALONE = 128 * 128
+"""From so many scores a head on, padded samples are taken one by one without their padding."""
+
+
+class Part(NamedTuple):
+    """Name a part of a call and hold it as a call of its own."""
+
+    batch: slice
+    heads: slice
+    groups: slice
+    rows: slice
+    keys: slice
+    problem: Problem
+
+
+class Tile(NamedTuple):
+    """Name some rows of a part and the keys they may see."""
+
+    rows: slice
+    keys: slice
+    masked: bool
+    """Whether some key of the tile is hidden from some row."""
+
+
+def parts(problem: Problem, unit_cost: int, budget: int, least_heads: int = 1) -> Iterator[Part]:
+    """Cut a call along samples and heads.
+
+    Args:
+        problem: the whole call.
+        unit_cost: cost of one sample and group.
+        budget: how much cost a part may have.
+        least_heads: how many sample-group pairs a part holds at least, to keep all threads busy.
+    """
+    batch, _, groups, queries, keys, _, _ = problem.sizes
+    units = max(least_heads, budget // max(unit_cost, 1))
+    alone = problem.mask.key_length_B is not None and queries * keys >= ALONE
+    samples = 1 if alone else max(1, min(batch, units // groups))
+    step = groups if units >= groups else units
+    spans = _spans(problem.mask, queries) if alone else None
+    for b in range(0, batch, samples):
+        rows, columns = (slice(0, queries), slice(0, keys)) if spans is None else spans[b]
+        for g in range(0, groups, step):
+            ranges = slice(b, min(b + samples, batch)), slice(g, min(g + step, groups)), rows, columns
+            yield _part(problem, *ranges, padded=not alone)
+
+
+def _spans(mask: Mask, queries: int) -> list[tuple[slice, slice]]:
+    """List the valid rows and keys of each sample; rows that stand before the first key they could see are cut off."""
+    starts, lengths = mask.key_start_B.tolist(), mask.key_length_B.tolist()  # type: ignore[union-attr]
+    rows = [queries] * len(starts) if mask.query_length_B is None else mask.query_length_B.tolist()
+    trims = mask.right is not None and not mask.start_causal
+    blind = [max(0, r - n - mask.right) if trims else 0 for r, n in zip(rows, lengths, strict=True)]  # type: ignore[operator]
+    return [(slice(a, r), slice(s, s + n)) for a, r, s, n in zip(blind, rows, starts, lengths, strict=True)]
+
+
+def _part(problem: Problem, batch: slice, groups: slice, rows: slice, keys: slice, *, padded: bool) -> Part:
+    """Cut every tensor of a call down to a part; `padded` keeps the lengths, else rows and keys are all valid."""
+    share = problem.query_BHQD.shape[1] // problem.key_BGKD.shape[1]
+    heads = slice(groups.start * share, groups.stop * share)
+    mask = _cut_mask(problem.mask, batch, heads, rows, keys, padded=padded)
+    small = problem.but(
+        query_BHQD=problem.query_BHQD[batch, heads, rows],
+        key_BGKD=problem.key_BGKD[batch, groups, keys],
+        value_BGKE=problem.value_BGKE[batch, groups, keys],
+        mask=mask,
+        bias_BHQK=cut(problem.bias_BHQK, batch, heads, rows, keys),
+        slopes_H=None if problem.slopes_H is None else problem.slopes_H[heads],
+        relative_HN=None if problem.relative_HN is None else problem.relative_HN[heads],
+        origin=(batch.start, heads.start, rows.start, keys.start),
+    )
+    return Part(batch, heads, groups, rows, keys, small)
+
+
+def _cut_mask(mask: Mask, batch: slice, heads: slice, rows: slice, keys: slice, *, padded: bool) -> Mask:
+    segments = mask.key_segment_BKN, mask.query_segment_BQN
+    lengths = (mask.key_length_B, mask.query_length_B, mask.key_start_B) if padded else (None, None, None)
+    key_length_B, query_length_B, key_start_B = (x if x is None else x[batch] for x in lengths)
+    return Mask(
+        mask.left,
+        mask.right,
+        mask.start_causal,
+        key_length_B,
+        query_length_B,
+        key_start_B,
+        key_segment_BKN=None if segments[0] is None else segments[0][batch, keys],
+        query_segment_BQN=None if segments[1] is None else segments[1][batch, rows],
+        dense_BHQK=cut(mask.dense_BHQK, batch, heads, rows, keys),
+    )
+
+
+def cut(tensor_BHQK: Tensor | None, *ranges: slice) -> Tensor | None:
+    """Take a range of every axis; an axis of size 1 is shared and stays."""
+    if tensor_BHQK is None:
+        return None
+    return tensor_BHQK[tuple(r if n > 1 else slice(None) for r, n in zip(ranges, tensor_BHQK.shape, strict=True))]
+
+
+def tiles(problem: Problem, step: int | None = None) -> Iterator[Tile]:
+    """Cut a part into runs of rows with the keys they may see; rows and keys that see nothing are left out.
+
+    Args:
+        problem: the part.
+        step: rows of a tile; left out, as many as `TILE_SCORES` allows.
+    """
+    batch, heads, _, queries, keys, _, _ = problem.sizes
+    step = step or max(TILE_SCORES // max(batch * heads * keys, 1), LEAST_ROWS)
+    mask = problem.mask
+    if mask.key_length_B is not None:
+        for a in range(0, queries, step):
+            yield Tile(slice(a, min(a + step, queries)), slice(0, keys), True)
+        return
+    offset = keys - queries
+    irregular = mask.key_segment_BKN is not None or problem.mask.dense_BHQK is not None or problem.bias_BHQK is not None
+    for a in range(0, queries, step):
+        z = min(a + step, queries)
+        first, last = _reach(mask, a, z, offset, keys)
+        if first < last:
+            yield Tile(slice(a, z), slice(first, last), irregular or _crossed(mask, a, z, offset, first, last))
+
+
+def _reach(mask: Mask, a: int, z: int, offset: int, keys: int) -> tuple[int, int]:
+    """Bound the keys that rows a to z - 1 may see."""
+    first = 0 if mask.left is None else max(0, a + offset - mask.left)
+    last = keys if mask.right is None else min(keys, z + offset + mask.right)
+    return first, min(last, z) if mask.start_causal else last
+
+
+def _crossed(mask: Mask, a: int, z: int, offset: int, first: int, last: int) -> bool:
+    """Tell whether an edge of the band crosses the tile."""
+    behind = mask.left is not None and first < z - 1 + offset - mask.left
+    ahead = mask.right is not None and last - 1 > a + offset + mask.right
+    return behind or ahead or (mask.start_causal and last - 1 > a)
+
+
+def matmul_grouped(left_BHQN: Tensor, right_BGND: Tensor) -> Tensor:
+    """Multiply each query head's matrix with its group's matrix, without repeating the groups."""
+    heads, groups = left_BHQN.shape[1], right_BGND.shape[1]
+    if heads == groups:
+        return left_BHQN @ right_BGND
+    folded_BGND = left_BHQN.unflatten(1, (groups, heads // groups)).flatten(2, 3) @ right_BGND
+    return folded_BGND.unflatten(2, (heads // groups, -1)).flatten(1, 2)
+
+
+def extent_of(problem: Problem) -> Extent:
+    """Place the queries of a part among its keys."""
+    return problem.mask.extent(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
+
+
+def indices(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Number the rows and the keys of a tile within its part."""
+    device = problem.query_BHQD.device
+    return (torch.arange(s.start, s.stop, device=device, dtype=torch.int32) for s in (tile.rows, tile.keys))  # type: ignore[return-value]
+
+
+def visible(problem: Problem, tile: Tile) -> Tensor | None:
+    """Write out the mask of a tile; `None` when nothing is hidden."""
+    if not tile.masked:
+        return None
+    every = slice(None)
+    part = _cut_mask(problem.mask, every, every, tile.rows, tile.keys, padded=True)
+    return part.visible_at(*indices(problem, tile), extent_of(problem))
+
+
+def bias_of(problem: Problem, tile: Tile) -> Tensor | None:
+    """Add up what is added to the scores of a tile, in the working type."""
+    every, dtype = slice(None), problem.working_dtype
+    bias = cut(problem.bias_BHQK, every, every, tile.rows, tile.keys)
+    total = None if bias is None else bias.to(dtype)
+    if problem.slopes_H is None and problem.relative_HN is None:
+        return total
+    relative_QK = extent_of(problem).relative(*indices(problem, tile))
+    relative_BHQK = relative_QK[(None,) * (4 - relative_QK.dim())]
+    if problem.slopes_H is not None:
+        added = -problem.slopes_H.to(dtype)[:, None, None] * relative_BHQK.abs()
+        total = added if total is None else total + added
+    if problem.relative_HN is not None:
+        added = problem.relative_HN.to(dtype)[:, clamped(relative_BHQK, problem.relative_HN)[:, 0]].transpose(0, 1)
+        total = added if total is None else total + added
+    return total
+
+
+def clamped(relative_BHQK: Tensor, relative_HN: Tensor) -> Tensor:
+    """Find the column of each relative position in a table that is clamped at both ends."""
+    reach = relative_HN.shape[1] // 2
+    return relative_BHQK.clamp(-reach, reach).long() + reach
+
+
+def scores(problem: Problem, tile: Tile, scaled_query_BHQD: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Compute the scores of a tile, hidden ones at -inf, and give its mask beside them."""
+    query_BHQD, key_BGKD = scaled_query_BHQD[:, :, tile.rows], problem.key_BGKD[:, :, tile.keys]
+    scores_BHQK = matmul_grouped(query_BHQD, key_BGKD.transpose(-1, -2))
+    bias_BHQK = bias_of(problem, tile)
+    if bias_BHQK is not None:
+        scores_BHQK += bias_BHQK
+    visible_BHQK = visible(problem, tile)
+    if visible_BHQK is not None:
+        scores_BHQK.masked_fill_(~visible_BHQK, -torch.inf)
+    return scores_BHQK, visible_BHQK
+
+
+def kept(problem: Problem, tile: Tile) -> Tensor | None:
+    """Decide which weights of a tile dropout keeps; `None` when there is no dropout."""
+    if problem.rate == 0 or problem.seed is None:
+        return None
+    batch, heads = problem.query_BHQD.shape[:2]
+    starts = problem.origin[0], problem.origin[1], problem.origin[2] + tile.rows.start, problem.origin[3] + tile.keys.start
+    counts = batch, heads, tile.rows.stop - tile.rows.start, tile.keys.stop - tile.keys.start
+    places = (torch.arange(a, a + n, device=problem.query_BHQD.device) for a, n in zip(starts, counts, strict=True))
+    return keep_mask(problem.seed, problem.rate, *places)
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    """Tell whether all numbers are finite, by their sums: a sum of large ones may overflow, which only costs time."""
+    return all(bool(tensor.sum().isfinite()) for tensor in tensors)

@@ -1,0 +1,70 @@
+"""Choose the backend of a call, in one place, and say why.
+
+A backend is a module with a `NAME`, `refusal(problem, asked)`, which gives the reason why it cannot take a call (or
+`None`), and `describe(problem)`, which says how it computes one. Those that run inside the registered operation have
+`forward` and `backward` as well; `reference` is differentiated by PyTorch instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from headwise.contracts.problem import Problem
+from headwise.contracts.statistics import Statistics
+from headwise.errors import BackendError
+from headwise.kernels import fused, reference
+from headwise.kernels.fused import Gradients
+
+__all__ = ["BACKENDS", "Backend", "Kernel", "choose", "named"]
+
+
+class Backend(Protocol):
+    """Say what every backend can tell."""
+
+    NAME: str
+
+    def refusal(self, problem: Problem, asked: Statistics) -> str | None:
+        """Say why `auto` does not take this backend for a call; `None` when it can."""
+
+    def describe(self, problem: Problem) -> str:
+        """Say how it computes a call, and why so."""
+
+
+class Kernel(Backend, Protocol):
+    """Say what a backend inside the registered operation does."""
+
+    def forward(self, problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
+        """Compute output, log-sum-exp and the statistics asked for, in the order of `measure.names`."""
+
+    def backward(
+        self, problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
+    ) -> dict[str, Tensor]:
+        """Compute gradients by the names of the problem's fields."""
+
+
+KERNELS: dict[str, Kernel] = {"fused": fused}  # type: ignore[dict-item]
+"""Backends of the operation, the preferred first."""
+BACKENDS: dict[str, Backend] = {**KERNELS, "reference": reference}  # type: ignore[dict-item]
+"""All backends by name."""
+
+
+def named(name: str) -> Any:
+    """Find a backend by name, or raise `BackendError`."""
+    if name not in BACKENDS:
+        known = ", ".join(f'"{known}"' for known in ("auto", *BACKENDS))
+        raise BackendError(f"`backend` must be one of {known}; got {name!r}. Leave it out for the fastest.")
+    return BACKENDS[name]
+
+
+def choose(problem: Problem, asked: Statistics, backend: str = "auto") -> tuple[Kernel, dict[str, str]]:
+    """Choose the kernel of a call, and give the reason why each backend before it was refused."""
+    refused: dict[str, str] = {}
+    for kernel in KERNELS.values() if backend == "auto" else [named(backend)]:
+        reason = kernel.refusal(problem, asked)
+        if reason is None:
+            return kernel, refused
+        refused[kernel.NAME] = reason
+    told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise BackendError(f'a backend must be able to take the call; got {told}. backend="reference" takes every call.')

@@ -1,0 +1,122 @@
+"""Call PyTorch's fused operation for the CPU, with what it lacks around it.
+
+It has no window, lengths or segments, mistakes a row that sees nothing for one with log-sum-exp 0, and in half
+precision is slower than on float32 copies (see docs/LOG.md), so it gets parts without padding, tiles with a float mask
+where a mask is needed, and float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.problem import Problem
+from headwise.kernels import blocks
+from headwise.kernels.written import rows_of, working
+
+__all__ = ["backward", "forward"]
+
+MASK_NUMBERS = 1 << 20
+"""Numbers of a written-out mask: 4 MB of float32."""
+COPY_NUMBERS = 1 << 22
+"""Numbers of a part's float32 copies of one tensor of half precision: 16 MB."""
+
+
+def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
+    """Fill output and log-sum-exp, which hold zeros and -inf."""
+    for part in _parts(problem):
+        small = working(part.problem)
+        for tile, causal, added_BHQK in _pieces(small):
+            mixed_BHQE, found_BHQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *_taken(small, tile), is_causal=causal, attn_mask=added_BHQK, scale=small.scale
+            )
+            if added_BHQK is not None:
+                found_BHQ = found_BHQ.masked_fill(added_BHQK.amax(-1) == -torch.inf, -torch.inf)
+            rows = rows_of(part, tile)
+            output_BHQE[part.batch, part.heads, rows] = mixed_BHQE
+            lse_BHQ[part.batch, part.heads, rows] = found_BHQ
+
+
+def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, ...], room: dict[str, Tensor]) -> None:
+    """Fill the room made for the gradients of query, key and value, which holds zeros."""
+    for part in _parts(problem):
+        small, here = working(part.problem), (part.batch, part.heads, part.rows)
+        grad, output = (x[here].to(small.working_dtype) for x in (grad_BHQE, saved[0]))
+        # exp(score - inf) = 0: a row that sees nothing has no weights.
+        lse = saved[1][here].masked_fill(saved[1][here] == -torch.inf, torch.inf)
+        sums: list[Tensor] | None = None
+        for tile, causal, added_BHQK in _pieces(small):
+            query_grad, *others = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad[:, :, tile.rows],
+                *_taken(small, tile),
+                output[:, :, tile.rows],
+                lse[:, :, tile.rows],
+                0.0,
+                causal,
+                attn_mask=added_BHQK,
+                scale=small.scale,
+            )
+            room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)] = query_grad
+            if sums is None and others[0].shape == small.key_BGKD.shape:
+                sums = others
+                continue
+            sums = sums or [torch.zeros_like(small.key_BGKD), torch.zeros_like(small.value_BGKE)]
+            for total, other in zip(sums, others, strict=True):
+                total[:, :, tile.keys] += other
+        if sums is not None:
+            room["key_BGKD"][part.batch, part.groups, part.keys] = sums[0]
+            room["value_BGKE"][part.batch, part.groups, part.keys] = sums[1]
+
+
+def _parts(problem: Problem) -> Iterator[blocks.Part]:
+    """Take a call whole where nothing is copied, else as many heads at once as copies may take, one a thread at least."""
+    _, heads, groups, queries, keys, width, _ = problem.sizes
+    copied = problem.query_BHQD.dtype != problem.working_dtype
+    cost = max(heads // groups * queries, keys) * width if copied else 0
+    return blocks.parts(problem, cost, COPY_NUMBERS, torch.get_num_threads())
+
+
+def _taken(problem: Problem, tile: blocks.Tile) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        problem.query_BHQD[:, :, tile.rows],
+        problem.key_BGKD[:, :, tile.keys],
+        problem.value_BGKE[:, :, tile.keys],
+    )
+
+
+def _pieces(problem: Problem) -> Iterator[tuple[blocks.Tile, bool, Tensor | None]]:
+    """Cut a part into calls of the operation: each a tile, whether it is plainly causal, and its mask if it needs one."""
+    mask, (queries, keys) = problem.mask, (problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
+    added = (mask.key_length_B, mask.key_segment_BKN, mask.dense_BHQK, problem.bias_BHQK, problem.slopes_H)
+    banded = all(x is None for x in (*added, problem.relative_HN))
+    whole = blocks.Tile(slice(0, queries), slice(0, keys), False)
+    if banded and not mask.hides:
+        yield whole, False, None
+    elif banded and _is_triangle(problem, queries, keys):
+        yield whole, True, None
+    else:
+        for tile in blocks.tiles(problem, max(MASK_NUMBERS // max(keys, 1), blocks.LEAST_ROWS)):
+            yield tile, False, _added(problem, tile)
+
+
+def _is_triangle(problem: Problem, queries: int, keys: int) -> bool:
+    """Tell whether query i may see keys 0 to i and no others."""
+    mask = problem.mask
+    if mask.left is not None:
+        return False
+    at_end = mask.right == 0 and queries == keys
+    return at_end or (mask.start_causal and mask.right is None)
+
+
+def _added(problem: Problem, tile: blocks.Tile) -> Tensor | None:
+    """Write what is added to the scores of a tile as numbers, -inf where the mask hides."""
+    bias: Any = blocks.bias_of(problem, tile)
+    visible = blocks.visible(problem, tile)
+    if visible is None:
+        return bias
+    if bias is None:
+        bias = torch.zeros((), dtype=problem.working_dtype, device=visible.device)
+    return torch.where(visible, bias, -torch.inf)

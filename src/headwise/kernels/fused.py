@@ -1,0 +1,111 @@
+"""Compute attention with PyTorch's own operations in linear memory, and its statistics beside it.
+
+Two ways give the same numbers, and `choose` says which one a call gets. `flash` is PyTorch's fused operation, with the
+mask written out a tile at a time where it has no structure that the operation knows. `written` is softmax(QK)V in
+tiles, which is faster where keys are few, and the only way with dropout or the gradient of a bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.problem import Problem
+from headwise.contracts.statistics import Statistics
+from headwise.kernels import blocks, flash, measure, written
+
+__all__ = ["NAME", "Gradients", "backward", "describe", "forward", "refusal"]
+
+NAME = "fused"
+
+FEW_KEYS = 128
+"""Up to so many queries and keys, writing attention out beats the fused operation, backward above all: 1.0x to 1.2x
+forward and 1.3x to 5x with backward at 32 to 128 tokens; 0.6x to 0.9x from 256 (benchmarks/results)."""
+
+
+def refusal(problem: Problem, asked: Statistics) -> str | None:
+    """Say why this backend cannot take a call; it takes them all."""
+    del problem, asked
+    return None
+
+
+def describe(problem: Problem) -> str:
+    """Say which way a call takes, and why."""
+    way, reason = choose(problem)
+    working = str(problem.working_dtype).removeprefix("torch.")
+    how = {"flash": "PyTorch's fused operation", "written": "softmax(QK)V written out in tiles"}[way]
+    return f"{how} in {working}: {reason}"
+
+
+def choose(problem: Problem) -> tuple[str, str]:
+    """Choose the way of a forward call, with the reason."""
+    _, _, _, queries, keys, width, value_width = problem.sizes
+    if problem.query_BHQD.device.type != "cpu":
+        return "written", "the fused way is measured and built for the CPU only"
+    if problem.rate > 0:
+        return "written", "the fused operation has no dropout on the CPU"
+    if width != value_width:
+        return "written", f"values of width {value_width} beside keys of width {width}"
+    if queries <= FEW_KEYS and keys <= FEW_KEYS:
+        return "written", f"measured faster up to {FEW_KEYS} queries and keys"
+    if problem.hides and not blocks.all_finite(problem.query_BHQD, problem.key_BGKD, problem.value_BGKE):
+        return "written", "inputs hold NaN or infinity, which the fused operation lets through its mask"
+    return "flash", f"measured faster above {FEW_KEYS} queries or keys"
+
+
+def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
+    """Compute the output, the log-sum-exp and the statistics asked for."""
+    batch, heads, _, queries, _, _, width = problem.sizes
+    query_BHQD = problem.query_BHQD
+    # (B, Q, H, E) in memory: joining the heads afterwards is free.
+    output_BHQE = query_BHQD.new_zeros(batch, queries, heads, width).transpose(1, 2)
+    lse_BHQ = query_BHQD.new_full((batch, heads, queries), -torch.inf, dtype=problem.working_dtype)
+    if problem.key_BGKD.shape[2] and query_BHQD.numel():
+        way = flash if choose(problem)[0] == "flash" else written
+        way.forward(problem, output_BHQE, lse_BHQ)
+    seen = measure.measure(problem, asked)
+    return output_BHQE, lse_BHQ, *(seen[name] for name in measure.names(asked))
+
+
+class Gradients(NamedTuple):
+    """Hold what comes into a backward call."""
+
+    output_BHQE: Tensor | None
+    lse_BHQ: Tensor | None
+    entropy_BHQ: Tensor | None
+
+
+def backward(
+    problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
+) -> dict[str, Tensor]:
+    """Compute the gradients of a call.
+
+    Args:
+        problem: the call.
+        given: gradients of output, log-sum-exp and entropy; `None` for zero.
+        saved: output, log-sum-exp and entropy of the forward pass.
+        needs: whether bias, slopes and the relative bias need theirs.
+    """
+    room = _room(problem, needs)
+    if problem.key_BGKD.shape[2] and problem.query_BHQD.numel():
+        plain = not any(needs) and given.lse_BHQ is None and given.entropy_BHQ is None and given.output_BHQE is not None
+        if plain and choose(problem)[0] == "flash" and _usable(problem, given.output_BHQE):
+            flash.backward(problem, given.output_BHQE, saved, room)
+        else:
+            written.backward(problem, given, saved, room)
+    return room
+
+
+def _usable(problem: Problem, gradient: Any) -> bool:
+    return not problem.hides or blocks.all_finite(gradient)
+
+
+def _room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
+    """Make room for the gradients."""
+    room = {name: torch.zeros_like(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
+    for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
+        if needed:
+            room[name] = torch.zeros_like(getattr(problem, name), dtype=problem.working_dtype)
+    return room

@@ -1,0 +1,214 @@
+"""Register attention as one operation of PyTorch, with its gradient, its shapes for tracing, and its batching.
+
+The choice of kernel is made inside the operation, where sizes are numbers, so that compiled and exported programs
+stay free in theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.masks import Mask
+from headwise.contracts.problem import Problem
+from headwise.contracts.statistics import Statistics
+from headwise.errors import BackendError, InputError
+from headwise.kernels import measure
+from headwise.kernels.choice import choose
+from headwise.kernels.fused import Gradients
+
+__all__ = ["run"]
+
+_TENSORS = ("query_BHQD", "key_BGKD", "value_BGKE", "bias_BHQK", "slopes_H", "relative_HN", "seed")
+_MASK_TENSORS = (
+    "key_length_B",
+    "query_length_B",
+    "key_start_B",
+    "key_segment_BKN",
+    "query_segment_BQN",
+    "dense_BHQK",
+)
+_GRADIENTS = _TENSORS[:6]
+_SETTINGS = "int? left, int? right, bool start_causal, float scale, float rate, str asked, str backend"
+_ARGUMENTS = ", ".join([f"Tensor{'?' * (i > 2)} {name}" for i, name in enumerate((*_TENSORS, *_MASK_TENSORS))])
+_COUNT = len(_TENSORS) + len(_MASK_TENSORS)
+
+_LIBRARY = torch.library.Library("headwise", "DEF")
+_LIBRARY.define(f"attend({_ARGUMENTS}, {_SETTINGS}) -> Tensor[]")
+_LIBRARY.define(
+    "attend_backward(Tensor? output_grad, Tensor? lse_grad, Tensor? entropy_grad, Tensor output, Tensor lse, "
+    f"Tensor? entropy, bool[] needs, {_ARGUMENTS}, {_SETTINGS}) -> Tensor[]"
+)
+
+
+def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]:
+    """Run a call through the operation: output, log-sum-exp, and the statistics in the order of `measure.names`."""
+    tensors = [getattr(problem, name) for name in _TENSORS]
+    tensors += [getattr(problem.mask, name) for name in _MASK_TENSORS]
+    mask = problem.mask
+    settings = mask.left, mask.right, mask.start_causal, problem.scale, problem.rate, asked.asked, backend
+    return _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
+
+
+def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str]:
+    """Put a call together again from the operation's arguments."""
+    tensors, held = arguments[: len(_TENSORS)], arguments[len(_TENSORS) : _COUNT]
+    left, right, start_causal, scale, rate, asked, backend = arguments[_COUNT:]
+    mask = Mask(left=left, right=right, start_causal=start_causal, **dict(zip(_MASK_TENSORS, held, strict=True)))
+    problem = Problem(mask=mask, scale=scale, rate=rate, **dict(zip(_TENSORS, tensors, strict=True)))
+    return problem, Statistics.parse(asked), backend
+
+
+def _check_lengths(mask: Mask, queries: int, keys: int) -> None:
+    """Refuse lengths that leave the tensors; on an accelerator, where looking would wait for it, they are trusted."""
+    if mask.key_length_B is None or mask.key_start_B is None or mask.key_length_B.device.type != "cpu":
+        return
+    start_B, end_B = mask.key_start_B, mask.key_start_B + mask.key_length_B
+    if bool(((start_B < 0) | (end_B < start_B) | (end_B > keys)).any()):
+        told = f"starts {start_B.tolist()}, lengths {mask.key_length_B.tolist()}"
+        raise InputError(f"valid keys must lie in the {keys} keys given; got {told}. Count each sample's valid keys.")
+    count_B = mask.query_length_B
+    if count_B is not None and bool(((count_B < 0) | (count_B > queries)).any()):
+        told = f"the {queries} queries given; got {count_B.tolist()}"
+        raise InputError(f"valid queries must be a part of {told}. Count each sample's valid queries.")
+
+
+@torch.library.impl(_LIBRARY, "attend", "CompositeExplicitAutograd")
+def _forward(*arguments: Any) -> list[Tensor]:
+    problem, asked, backend = _problem(arguments)
+    _check_lengths(problem.mask, problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
+    kernel, _ = choose(problem, asked, backend)
+    return list(kernel.forward(problem, asked))
+
+
+@torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
+def _backward(*arguments: Any) -> list[Tensor]:
+    problem, asked, backend = _problem(arguments[7:])
+    kernel, _ = choose(problem, asked, backend)
+    room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
+    return [room[name].to(getattr(problem, name).dtype) for name in _GRADIENTS if name in room]
+
+
+@torch.library.register_fake("headwise::attend", lib=_LIBRARY)
+def _forward_shapes(*arguments: Any) -> list[Tensor]:
+    problem, asked, _ = _problem(arguments)
+    batch, heads, _, queries, _, _, width = problem.sizes
+    output = problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
+    lse = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
+    return [output, lse, *measure.empty(asked, problem).values()]
+
+
+@torch.library.register_fake("headwise::attend_backward", lib=_LIBRARY)
+def _backward_shapes(*arguments: Any) -> list[Tensor]:
+    problem, _, _ = _problem(arguments[7:])
+    needs = (True, True, True, *arguments[6])
+    wanted = [name for name, needed in zip(_GRADIENTS, needs, strict=True) if needed]
+    return [getattr(problem, name).new_empty(getattr(problem, name).shape) for name in wanted]
+
+
+def _one_by_one(operation: Any) -> Any:
+    """Batch an operation: fold the new axis into the samples where every tensor has samples, else run one by one."""
+
+    def batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+        results = []
+        for i in range(info.batch_size):
+            chosen = [x if d is None else x.select(d, i) for x, d in zip(arguments, dims, strict=True)]
+            results.append(operation(*chosen))
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return batched
+
+
+def _folded(operation: Any, first: int, samples: tuple[int, ...]) -> Any:
+    """Batch an operation by folding the new axis into the samples, where every tensor has a sample axis of its own.
+
+    Args:
+        operation: what to run.
+        first: index of the first argument of the call within the operation's arguments.
+        samples: indices of the arguments, counted from 0, that have a sample axis.
+    """
+    apart = {first + _TENSORS.index(name) for name in ("bias_BHQK", "slopes_H", "relative_HN", "seed")}
+    apart.add(first + len(_TENSORS) + _MASK_TENSORS.index("dense_BHQK"))
+    slow = _one_by_one(operation)
+
+    def batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+        if any(arguments[i] is not None for i in apart):
+            return slow(info, dims, *arguments)  # type: ignore[no-any-return]
+        folded = list(arguments)
+        for i in samples:
+            if isinstance(arguments[i], Tensor):
+                moved = _moved(arguments[i], dims[i], info.batch_size)
+                folded[i] = moved.flatten(0, 1)
+        results = [x.unflatten(0, (info.batch_size, -1)) for x in operation(*folded)]
+        return results, [0] * len(results)
+
+    return batched
+
+
+def _moved(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+_SAMPLED = (0, 1, 2, *range(len(_TENSORS), _COUNT))
+torch.library.register_vmap(
+    "headwise::attend", _folded(torch.ops.headwise.attend, 0, _SAMPLED), lib=_LIBRARY
+)
+torch.library.register_vmap(
+    "headwise::attend_backward",
+    _folded(torch.ops.headwise.attend_backward, 7, (*range(6), *(7 + i for i in _SAMPLED))),
+    lib=_LIBRARY,
+)
+
+
+class _Attend(torch.autograd.Function):
+    """Tie the operation to its gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.headwise.attend(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.settings = inputs[_COUNT:]
+        entropy = output[2] if Statistics.parse(ctx.settings[-2]).entropy else None
+        ctx.mark_non_differentiable(*output[2 if entropy is None else 3 :])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:_COUNT], *output[:2], entropy)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        *tensors, output, lse, entropy = ctx.saved_tensors
+        entropy_grad = grads[2] if entropy is not None else None
+        given = (grads[0], grads[1], entropy_grad)
+        needs = [bool(needed) for needed in ctx.needs_input_grad[3:6]]
+        nothing = (None,) * (_COUNT + len(ctx.settings))
+        if all(grad is None for grad in given):
+            return nothing
+        found = iter(_Slope.apply(*given, output, lse, entropy, needs, *tensors, *ctx.settings))  # type: ignore[no-untyped-call]
+        first = [next(found) if i < 3 or needs[i - 3] else None for i in range(6)]
+        return (*first, *nothing[6:])
+
+
+class _Slope(torch.autograd.Function):
+    """Tie the gradient to the news that it has none of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.headwise.attend_backward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        raise BackendError(
+            'second derivatives need backend="reference"; got the fused one. Pass backend="reference" to `attend`.'
+        )
