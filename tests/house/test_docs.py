@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import headwise
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +40,10 @@ def check_blocks(path: Path) -> None:
 
 
 def check_doctests(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    """Run a module's examples as a reader would type them, after `import torch` and `from headwise import *`."""
+    known = {"torch": torch, **{public: getattr(headwise, public) for public in headwise.__all__}}
+    options = doctest.NORMALIZE_WHITESPACE
+    failed, _ = doctest.testmod(importlib.import_module(name), extraglobs=known, optionflags=options)
     assert failed == 0, f"{failed} examples of `{name}` failed"
 
 

@@ -74,10 +74,10 @@ class RelativeBias:
 
     def by_distance(self) -> Tensor:
         """Spread the table over the relative positions `-max_distance` to `max_distance`: shape (H, N)."""
-        return self.table_NH[relative_buckets(self)].transpose(0, 1)
+        return self.table_NH[_relative_buckets(self)].transpose(0, 1)
 
 
-def relative_buckets(bias: RelativeBias) -> Tensor:
+def _relative_buckets(bias: RelativeBias) -> Tensor:
     """Find the bucket of each relative position `-max_distance` to `max_distance` (key minus query)."""
     relative_N = torch.arange(-bias.max_distance, bias.max_distance + 1, device=bias.table_NH.device)
     buckets = bias.table_NH.shape[0]

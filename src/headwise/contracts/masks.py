@@ -33,7 +33,8 @@ class Extent(NamedTuple):
     def relative(self, rows_Q: Tensor, keys_K: Tensor) -> Tensor:
         """Count how far each key lies after the query's own position: 0 on it, -1 on the key before."""
         own_Q1 = rows_Q[:, None] + (self.keys - self.queries)
-        return (keys_K - self.start) - own_Q1
+        relative_QK: Tensor = (keys_K - self.start) - own_Q1
+        return relative_QK
 
 
 @plain
@@ -241,12 +242,13 @@ def _joined(first: Any, second: Any, join: Any) -> Any:
     return join(first, second)
 
 
-def _join_lengths(first: Mask, second: Mask, start_B: Tensor | None) -> Tensor | None:
+def _join_lengths(first: Any, second: Any, start_B: Tensor | None) -> Tensor | None:
     """Intersect two ranges of valid keys."""
     if first.key_length_B is None or second.key_length_B is None or start_B is None:
-        return _joined(first.key_length_B, second.key_length_B, torch.minimum)
+        shorter_B: Tensor | None = _joined(first.key_length_B, second.key_length_B, torch.minimum)
+        return shorter_B
     ends = [mask.key_length_B + (0 if mask.key_start_B is None else mask.key_start_B) for mask in (first, second)]
-    return (torch.minimum(*ends) - start_B).clamp(min=0)
+    return (torch.minimum(ends[0], ends[1]) - start_B).clamp(min=0)
 
 
 def _join_segments(first: Mask, second: Mask) -> tuple[Tensor | None, Tensor | None]:
@@ -254,5 +256,6 @@ def _join_segments(first: Mask, second: Mask) -> tuple[Tensor | None, Tensor | N
     given = [mask.query_segment_BQN for mask in (first, second) if mask.query_segment_BQN is not None]
     if not given:
         return key_BKN, None
-    resolved = [mask.resolved(given[0].shape[1]).query_segment_BQN for mask in (first, second)]
+    queries = given[0].shape[1]
+    resolved = (first.resolved(queries).query_segment_BQN, second.resolved(queries).query_segment_BQN)
     return key_BKN, _joined(*resolved, lambda a, b: torch.cat([a, b], -1))

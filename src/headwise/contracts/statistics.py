@@ -50,7 +50,7 @@ class Statistics:
     local: int | None = None
     """Mass within `local` positions of the query's own on either side, 0 to 1."""
     received: bool = False
-    """For each key, sum over live queries of P: how much it is looked at; the keys' sum is the number of live queries."""
+    """For each key, sum over live queries of P: how much it is looked at; over keys it adds up to the live queries."""
     map: int = 0
     """A map of `map` x `map` cells: cell (floor(i cells / queries), floor(j cells / keys)) holds its summed mass."""
     links: int = 0
@@ -62,7 +62,7 @@ class Statistics:
     @property
     def asked(self) -> str:
         """Write the choice as one line of text, which `Statistics.parse` reads."""
-        held = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+        held = ((field.name, getattr(self, field.name)) for field in fields(self))
         chosen = [(name, value) for name, value in held if value is not False and _is_on(name, value)]
         return ", ".join(name if value is True else f"{name}={value}" for name, value in chosen)
 
@@ -70,7 +70,8 @@ class Statistics:
     def parse(cls, asked: str) -> Statistics:
         """Read what `asked` wrote."""
         pairs = (item.strip().partition("=") for item in asked.split(",") if item.strip())
-        return cls(**{name: int(value) if value else True for name, _, value in pairs})
+        chosen: dict[str, Any] = {name: int(value) if value else True for name, _, value in pairs}
+        return cls(**chosen)
 
     def check(self) -> None:
         """Raise `ConfigError` when a number is out of its range."""
@@ -164,14 +165,13 @@ class Seen:
     def per_head(self) -> dict[str, Scored]:
         """Sum every per-query statistic over samples and live queries, and the map over samples: one row a head.
 
-        Two results merge by adding their entries, whatever the batches were. `largest peaks` and links do not add;
-        they stay per query.
+        Two results merge by adding their entries, whatever the batches were. Links do not add; they stay per query.
         """
         live_BHQ = self.live_BHQ
         count_H = live_BHQ.sum((0, 2))
         scored = {
             name: Scored(getattr(self, f"{name}_BHQ").masked_fill(~live_BHQ, 0).detach().sum((0, 2)), count_H)
-            for name in PER_QUERY
+            for name in _PER_QUERY
             if getattr(self, f"{name}_BHQ") is not None
         }
         if self.map_BHPP is not None and self.map_count_BHP is not None:
@@ -179,4 +179,4 @@ class Seen:
         return scored
 
 
-PER_QUERY = ("lse", "entropy", "peak", "position", "distance", "sink", "diagonal", "previous", "next", "local")
+_PER_QUERY = ("lse", "entropy", "peak", "position", "distance", "sink", "diagonal", "previous", "next", "local")

@@ -4,16 +4,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, dataclass_transform
 
-from torch import Tensor
 from torch.utils import _pytree
 
 __all__ = ["plain"]
 
-T = TypeVar("T")
+_Data = TypeVar("_Data")
 
 
 @dataclass_transform(frozen_default=True)
-def plain(cls: type[T]) -> type[T]:
+def plain(cls: type[_Data]) -> type[_Data]:
     """Turn a class into a frozen dataclass whose tensors are leaves of a pytree.
 
     Everything that is not a tensor, `None` included, is part of the tree's structure: `vmap`, `torch.compile` and
@@ -21,13 +20,15 @@ def plain(cls: type[T]) -> type[T]:
     """
     data = dataclass(frozen=True)(cls)
     names = [field.name for field in fields(data)]  # type: ignore[arg-type]
+    # By annotation and not by value: PyTorch unflattens trees with placeholders in the place of tensors.
+    branches = [field.name for field in fields(data) if "Tensor" in str(field.type) or "Mask" in str(field.type)]  # type: ignore[arg-type]
 
     def flatten(value: Any) -> tuple[list[Any], Any]:
-        leaves = [name for name in names if isinstance(getattr(value, name), Tensor)]
+        leaves = [name for name in branches if getattr(value, name) is not None]
         rest = [(name, getattr(value, name)) for name in names if name not in leaves]
         return [getattr(value, name) for name in leaves], (tuple(leaves), tuple(rest))
 
-    def unflatten(leaves: Iterable[Any], context: Any) -> T:
+    def unflatten(leaves: Iterable[Any], context: Any) -> _Data:
         return data(**dict(zip(context[0], leaves, strict=True)), **dict(context[1]))
 
     _pytree.register_pytree_node(

@@ -15,15 +15,14 @@ from headwise.contracts.statistics import Seen, Statistics
 from headwise.contracts.tree import plain
 from headwise.errors import InputError
 from headwise.functional.checks import check_bias, check_mask, check_tensors
-from headwise.kernels import BACKENDS, choose, named, run
-from headwise.kernels import measure, reference
+from headwise.kernels import BACKENDS, choose, measure, named, reference, run
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = ["Explanation", "attend", "attention_weights", "explain"]
 
-MOST_WEIGHTS = 1 << 28
+_MOST_WEIGHTS = 1 << 28
 """Weights that `attention_weights` hands out at once: 1 GB of float32."""
 
 
@@ -155,9 +154,9 @@ def attention_weights(
     batch, heads, total, _ = query_BHQD.shape
     count = len(range(*window.indices(total))) if queries is not None else total
     wanted = batch * heads * count * key_BGKD.shape[2]
-    if not torch.compiler.is_compiling() and wanted > MOST_WEIGHTS:
+    if not torch.compiler.is_compiling() and wanted > _MOST_WEIGHTS:
         raise InputError(
-            f"a window must hold at most {MOST_WEIGHTS} weights; got {wanted}. "
+            f"a window must hold at most {_MOST_WEIGHTS} weights; got {wanted}. "
             "Pass `queries=slice(a, b)` for a part, or ask `attend` for `statistics`."
         )
     return reference.weights(problem, window)

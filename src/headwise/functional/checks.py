@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Raise `InputError` unless query, key and value fit each other."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
+    given: tuple[tuple[str, Any], ...] = (("query", query), ("key", key), ("value", value))
+    for name, tensor in given:
         if not isinstance(tensor, Tensor):
             raise InputError(f"`{name}` must be a tensor; got {type(tensor).__name__}. Use torch.as_tensor.")
         if tensor.dim() != 4:
@@ -36,7 +39,9 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not query.shape[0] == key.shape[0] == value.shape[0]:
-        raise InputError(f"query, key and value must hold the same samples; got {shapes}. Repeat with .expand() if meant.")
+        raise InputError(
+            f"query, key and value must hold the same samples; got {shapes}. Repeat with .expand() if meant."
+        )
     if query.shape[3] != key.shape[3]:
         raise InputError(f"query and key must have the same width; got {shapes}. Project one of them.")
     if key.shape[1:3] != value.shape[1:3]:
@@ -49,7 +54,7 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
-def check_mask(mask: Mask, query: Tensor, key: Tensor) -> Mask:
+def check_mask(mask: Any, query: Tensor, key: Tensor) -> Mask:
     """Raise `InputError` unless a mask fits the tensors, and give it back."""
     if not isinstance(mask, Mask):
         hint = "Wrap booleans with Mask.dense (True = may look); pass numbers as `bias`."
@@ -76,12 +81,10 @@ def check_mask(mask: Mask, query: Tensor, key: Tensor) -> Mask:
                 f"the mask must fit {batch} samples, {heads} heads, {queries} queries and {keys} keys; "
                 f"got {name} of shape {tuple(tensor.shape)}. Give it shape {shape}."
             )
-    if mask.key_segment_BKN is not None and mask.query_segment_BQN is None:
-        torch._check(queries <= keys, lambda: f"{queries} queries need ids of their own beside {keys} keys: query_ids.")
     return mask
 
 
-def check_bias(bias: Tensor | Alibi | RelativeBias | None, query: Tensor, key: Tensor) -> None:
+def check_bias(bias: Any, query: Tensor, key: Tensor) -> None:
     """Raise `InputError` unless a bias fits the tensors."""
     batch, heads, queries, _ = query.shape
     shape = (batch, heads, queries, key.shape[2])
@@ -101,7 +104,9 @@ def check_bias(bias: Tensor | Alibi | RelativeBias | None, query: Tensor, key: T
         held = bias.slopes_H if isinstance(bias, Alibi) else bias.table_NH
         if held.shape[-1] != heads or held.dim() != (1 if isinstance(bias, Alibi) else 2):
             told = f"{heads} query heads and {type(bias).__name__} of shape {tuple(held.shape)}"
-            raise InputError(f"a bias by position must have one column per query head; got {told}. Make it for {heads}.")
+            raise InputError(
+                f"a bias by position must have one column per query head; got {told}. Make it for {heads}."
+            )
     else:
         raise InputError(
             f"`bias` must be a tensor, Alibi or RelativeBias; got {type(bias).__name__}. "

@@ -7,7 +7,7 @@ the run of keys that they may see. Working memory is bounded by a tile (and by o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from headwise.contracts.problem import Problem
 from headwise.kernels.philox import keep_mask
 
 __all__ = [
+    "ALONE",
+    "LEAST_ROWS",
+    "TILE_SCORES",
     "Part",
     "Tile",
     "all_finite",
@@ -83,12 +86,12 @@ def parts(problem: Problem, unit_cost: int, budget: int, least_heads: int = 1) -
             yield _part(problem, *ranges, padded=not alone)
 
 
-def _spans(mask: Mask, queries: int) -> list[tuple[slice, slice]]:
+def _spans(mask: Any, queries: int) -> list[tuple[slice, slice]]:
     """List the valid rows and keys of each sample; rows that stand before the first key they could see are cut off."""
-    starts, lengths = mask.key_start_B.tolist(), mask.key_length_B.tolist()  # type: ignore[union-attr]
+    starts, lengths = mask.key_start_B.tolist(), mask.key_length_B.tolist()
     rows = [queries] * len(starts) if mask.query_length_B is None else mask.query_length_B.tolist()
     trims = mask.right is not None and not mask.start_causal
-    blind = [max(0, r - n - mask.right) if trims else 0 for r, n in zip(rows, lengths, strict=True)]  # type: ignore[operator]
+    blind = [max(0, r - n - (mask.right or 0)) if trims else 0 for r, n in zip(rows, lengths, strict=True)]
     return [(slice(a, r), slice(s, s + n)) for a, r, s, n in zip(blind, rows, starts, lengths, strict=True)]
 
 
@@ -177,7 +180,8 @@ def matmul_grouped(left_BHQN: Tensor, right_BGND: Tensor) -> Tensor:
     if heads == groups:
         return left_BHQN @ right_BGND
     folded_BGND = left_BHQN.unflatten(1, (groups, heads // groups)).flatten(2, 3) @ right_BGND
-    return folded_BGND.unflatten(2, (heads // groups, -1)).flatten(1, 2)
+    product_BHND: Tensor = folded_BGND.unflatten(2, (heads // groups, -1)).flatten(1, 2)
+    return product_BHND
 
 
 def extent_of(problem: Problem) -> Extent:
@@ -186,9 +190,11 @@ def extent_of(problem: Problem) -> Extent:
 
 
 def indices(problem: Problem, tile: Tile) -> tuple[Tensor, Tensor]:
-    """Number the rows and the keys of a tile within its part."""
+    """Give the rows and the keys of a tile as indices within its part."""
     device = problem.query_BHQD.device
-    return (torch.arange(s.start, s.stop, device=device, dtype=torch.int32) for s in (tile.rows, tile.keys))  # type: ignore[return-value]
+    rows, keys = tile.rows, tile.keys
+    rows_Q = torch.arange(rows.start, rows.stop, device=device, dtype=torch.int32)
+    return rows_Q, torch.arange(keys.start, keys.stop, device=device, dtype=torch.int32)
 
 
 def visible(problem: Problem, tile: Tile) -> Tensor | None:
@@ -242,7 +248,12 @@ def kept(problem: Problem, tile: Tile) -> Tensor | None:
     if problem.rate == 0 or problem.seed is None:
         return None
     batch, heads = problem.query_BHQD.shape[:2]
-    starts = problem.origin[0], problem.origin[1], problem.origin[2] + tile.rows.start, problem.origin[3] + tile.keys.start
+    starts = (
+        problem.origin[0],
+        problem.origin[1],
+        problem.origin[2] + tile.rows.start,
+        problem.origin[3] + tile.keys.start,
+    )
     counts = batch, heads, tile.rows.stop - tile.rows.start, tile.keys.stop - tile.keys.start
     places = (torch.arange(a, a + n, device=problem.query_BHQD.device) for a, n in zip(starts, counts, strict=True))
     return keep_mask(problem.seed, problem.rate, *places)

@@ -17,7 +17,7 @@ from headwise.errors import BackendError
 from headwise.kernels import fused, reference
 from headwise.kernels.fused import Gradients
 
-__all__ = ["BACKENDS", "Backend", "Kernel", "choose", "named"]
+__all__ = ["BACKENDS", "KERNELS", "Backend", "Kernel", "choose", "named"]
 
 
 class Backend(Protocol):
@@ -44,9 +44,9 @@ class Kernel(Backend, Protocol):
         """Compute gradients by the names of the problem's fields."""
 
 
-KERNELS: dict[str, Kernel] = {"fused": fused}  # type: ignore[dict-item]
+KERNELS: dict[str, Kernel] = {"fused": fused}
 """Backends of the operation, the preferred first."""
-BACKENDS: dict[str, Backend] = {**KERNELS, "reference": reference}  # type: ignore[dict-item]
+BACKENDS: dict[str, Backend] = {**KERNELS, "reference": reference}
 """All backends by name."""
 
 

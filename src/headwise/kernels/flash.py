@@ -8,7 +8,6 @@ where a mask is needed, and float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from headwise.contracts.problem import Problem
 from headwise.kernels import blocks
 from headwise.kernels.written import rows_of, working
 
-__all__ = ["backward", "forward"]
+__all__ = ["COPY_NUMBERS", "MASK_NUMBERS", "backward", "forward"]
 
 MASK_NUMBERS = 1 << 20
 """Numbers of a written-out mask: 4 MB of float32."""
@@ -40,7 +39,7 @@ def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
             lse_BHQ[part.batch, part.heads, rows] = found_BHQ
 
 
-def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, ...], room: dict[str, Tensor]) -> None:
+def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor], room: dict[str, Tensor]) -> None:
     """Fill the room made for the gradients of query, key and value, which holds zeros."""
     for part in _parts(problem):
         small, here = working(part.problem), (part.batch, part.heads, part.rows)
@@ -72,7 +71,7 @@ def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, ...], roo
 
 
 def _parts(problem: Problem) -> Iterator[blocks.Part]:
-    """Take a call whole where nothing is copied, else as many heads at once as copies may take, one a thread at least."""
+    """Take a call whole where nothing is copied, else as many heads as copies may take, one a thread at least."""
     _, heads, groups, queries, keys, width, _ = problem.sizes
     copied = problem.query_BHQD.dtype != problem.working_dtype
     cost = max(heads // groups * queries, keys) * width if copied else 0
@@ -88,7 +87,7 @@ def _taken(problem: Problem, tile: blocks.Tile) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _pieces(problem: Problem) -> Iterator[tuple[blocks.Tile, bool, Tensor | None]]:
-    """Cut a part into calls of the operation: each a tile, whether it is plainly causal, and its mask if it needs one."""
+    """Cut a part into calls of the operation: a tile, whether it is plainly causal, and its mask if it needs one."""
     mask, (queries, keys) = problem.mask, (problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
     added = (mask.key_length_B, mask.key_segment_BKN, mask.dense_BHQK, problem.bias_BHQK, problem.slopes_H)
     banded = all(x is None for x in (*added, problem.relative_HN))
@@ -113,7 +112,7 @@ def _is_triangle(problem: Problem, queries: int, keys: int) -> bool:
 
 def _added(problem: Problem, tile: blocks.Tile) -> Tensor | None:
     """Write what is added to the scores of a tile as numbers, -inf where the mask hides."""
-    bias: Any = blocks.bias_of(problem, tile)
+    bias = blocks.bias_of(problem, tile)
     visible = blocks.visible(problem, tile)
     if visible is None:
         return bias

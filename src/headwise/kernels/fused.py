@@ -7,7 +7,7 @@ tiles, which is faster where keys are few, and the only way with dropout or the 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.kernels import blocks, flash, measure, written
 
-__all__ = ["NAME", "Gradients", "backward", "describe", "forward", "refusal"]
+__all__ = ["FEW_KEYS", "NAME", "Gradients", "backward", "choose", "describe", "forward", "refusal"]
 
 NAME = "fused"
 
@@ -90,16 +90,14 @@ def backward(
     """
     room = _room(problem, needs)
     if problem.key_BGKD.shape[2] and problem.query_BHQD.numel():
-        plain = not any(needs) and given.lse_BHQ is None and given.entropy_BHQ is None and given.output_BHQE is not None
-        if plain and choose(problem)[0] == "flash" and _usable(problem, given.output_BHQE):
-            flash.backward(problem, given.output_BHQE, saved, room)
+        grad = given.output_BHQE
+        plain = not any(needs) and given.lse_BHQ is None and given.entropy_BHQ is None
+        finite = grad is not None and (not problem.hides or blocks.all_finite(grad))
+        if grad is not None and plain and finite and choose(problem)[0] == "flash":
+            flash.backward(problem, grad, saved[:2], room)
         else:
             written.backward(problem, given, saved, room)
     return room
-
-
-def _usable(problem: Problem, gradient: Any) -> bool:
-    return not problem.hides or blocks.all_finite(gradient)
 
 
 def _room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:

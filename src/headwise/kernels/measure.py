@@ -16,7 +16,7 @@ __all__ = ["empty", "measure", "names", "of_tile"]
 
 
 def names(asked: Statistics) -> tuple[str, ...]:
-    """List the fields of `Seen` that a choice fills besides the log-sum-exp, in the order in which kernels give them."""
+    """List the fields of `Seen` that a choice fills besides the log-sum-exp, in the order of a kernel's results."""
     fields = {
         "entropy_BHQ": asked.entropy,
         "peak_BHQ": asked.peak,
@@ -104,19 +104,20 @@ def _where(weights_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Sta
     extent, (rows_Q, keys_K) = blocks.extent_of(problem), blocks.indices(problem, tile)
     place_K = (keys_K - extent.start).to(weights_BHQK.dtype)
     relative = extent.relative(rows_Q, keys_K)
-    factors = {
-        "position_BHQ": (asked.position, lambda: place_K),
-        "distance_BHQ": (asked.distance, lambda: relative.abs()),
-        "sink_BHQ": (asked.sink, lambda: (place_K >= 0) & (place_K < asked.sink)),
-        "diagonal_BHQ": (asked.diagonal, lambda: relative == 0),
-        "previous_BHQ": (asked.previous, lambda: relative == -1),
-        "next_BHQ": (asked.next, lambda: relative == 1),
-        "local_BHQ": (asked.local is not None, lambda: relative.abs() <= (asked.local or 0)),
+    dtype = weights_BHQK.dtype
+    factors: dict[str, Tensor | None] = {
+        "position_BHQ": place_K if asked.position else None,
+        "distance_BHQ": relative.abs() if asked.distance else None,
+        "sink_BHQ": (place_K >= 0) & (place_K < asked.sink) if asked.sink else None,
+        "diagonal_BHQ": relative == 0 if asked.diagonal else None,
+        "previous_BHQ": relative == -1 if asked.previous else None,
+        "next_BHQ": relative == 1 if asked.next else None,
+        "local_BHQ": None if asked.local is None else relative.abs() <= asked.local,
     }
     return {
-        name: torch.linalg.vecdot(weights_BHQK, factor().to(weights_BHQK.dtype).expand_as(weights_BHQK))
-        for name, (wanted, factor) in factors.items()
-        if wanted
+        name: torch.linalg.vecdot(weights_BHQK, factor.to(dtype).expand_as(weights_BHQK))
+        for name, factor in factors.items()
+        if factor is not None
     }
 
 

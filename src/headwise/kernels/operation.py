@@ -6,6 +6,8 @@ stay free in theirs.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +51,8 @@ def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]
     tensors += [getattr(problem.mask, name) for name in _MASK_TENSORS]
     mask = problem.mask
     settings = mask.left, mask.right, mask.start_causal, problem.scale, problem.rate, asked.asked, backend
-    return _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
+    results: tuple[Tensor, ...] = _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
+    return results
 
 
 def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str]:
@@ -91,7 +94,6 @@ def _backward(*arguments: Any) -> list[Tensor]:
     return [room[name].to(getattr(problem, name).dtype) for name in _GRADIENTS if name in room]
 
 
-@torch.library.register_fake("headwise::attend", lib=_LIBRARY)
 def _forward_shapes(*arguments: Any) -> list[Tensor]:
     problem, asked, _ = _problem(arguments)
     batch, heads, _, queries, _, _, width = problem.sizes
@@ -100,12 +102,15 @@ def _forward_shapes(*arguments: Any) -> list[Tensor]:
     return [output, lse, *measure.empty(asked, problem).values()]
 
 
-@torch.library.register_fake("headwise::attend_backward", lib=_LIBRARY)
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
     problem, _, _ = _problem(arguments[7:])
     needs = (True, True, True, *arguments[6])
     wanted = [name for name, needed in zip(_GRADIENTS, needs, strict=True) if needed]
-    return [getattr(problem, name).new_empty(getattr(problem, name).shape) for name in wanted]
+    return [torch.empty_like(getattr(problem, name)) for name in wanted]
+
+
+torch.library.register_fake("headwise::attend", _forward_shapes, lib=_LIBRARY)
+torch.library.register_fake("headwise::attend_backward", _backward_shapes, lib=_LIBRARY)
 
 
 def _one_by_one(operation: Any) -> Any:
@@ -136,14 +141,15 @@ def _folded(operation: Any, first: int, samples: tuple[int, ...]) -> Any:
 
     def batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
         if any(arguments[i] is not None for i in apart):
-            return slow(info, dims, *arguments)  # type: ignore[no-any-return]
+            results: tuple[list[Tensor], list[int]] = slow(info, dims, *arguments)
+            return results
         folded = list(arguments)
         for i in samples:
             if isinstance(arguments[i], Tensor):
                 moved = _moved(arguments[i], dims[i], info.batch_size)
                 folded[i] = moved.flatten(0, 1)
-        results = [x.unflatten(0, (info.batch_size, -1)) for x in operation(*folded)]
-        return results, [0] * len(results)
+        split = [x.unflatten(0, (info.batch_size, -1)) for x in operation(*folded)]
+        return split, [0] * len(split)
 
     return batched
 
@@ -153,14 +159,23 @@ def _moved(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 _SAMPLED = (0, 1, 2, *range(len(_TENSORS), _COUNT))
-torch.library.register_vmap(
-    "headwise::attend", _folded(torch.ops.headwise.attend, 0, _SAMPLED), lib=_LIBRARY
-)
+torch.library.register_vmap("headwise::attend", _folded(torch.ops.headwise.attend, 0, _SAMPLED), lib=_LIBRARY)
 torch.library.register_vmap(
     "headwise::attend_backward",
     _folded(torch.ops.headwise.attend_backward, 7, (*range(6), *(7 + i for i in _SAMPLED))),
     lib=_LIBRARY,
 )
+
+
+def _plain_forward(count: int) -> Callable[[Any], Any]:
+    """Give a `forward` of any arguments the signature of `count` ones: Dynamo passes a context to any other number."""
+
+    def signed(forward: Any) -> Any:
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        forward.__signature__ = inspect.Signature([inspect.Parameter(f"argument_{i}", kind) for i in range(count)])
+        return forward
+
+    return signed
 
 
 class _Attend(torch.autograd.Function):
@@ -169,6 +184,7 @@ class _Attend(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_plain_forward(_COUNT + 7)
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         return tuple(torch.ops.headwise.attend(*arguments))
 
@@ -189,7 +205,9 @@ class _Attend(torch.autograd.Function):
         nothing = (None,) * (_COUNT + len(ctx.settings))
         if all(grad is None for grad in given):
             return nothing
-        found = iter(_Slope.apply(*given, output, lse, entropy, needs, *tensors, *ctx.settings))  # type: ignore[no-untyped-call]
+        # A compiled program has no second derivatives, and Dynamo cannot trace a Function within a backward.
+        slope: Any = torch.ops.headwise.attend_backward if torch.compiler.is_compiling() else _Slope.apply
+        found = iter(slope(*given, output, lse, entropy, needs, *tensors, *ctx.settings))
         first = [next(found) if i < 3 or needs[i - 3] else None for i in range(6)]
         return (*first, *nothing[6:])
 

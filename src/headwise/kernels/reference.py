@@ -59,7 +59,7 @@ def _whole(problem: Problem) -> blocks.Tile:
 
 
 def _scores(problem: Problem, window: slice = slice(None)) -> Tensor:
-    """Compute all scores, hidden ones at -inf; what is not finite and hidden leaves no trace, in the gradient either."""
+    """Compute scores, hidden ones at -inf; what is hidden and not finite leaves no trace, in the gradient either."""
     whole = _whole(problem)
     start, stop, _ = window.indices(whole.rows.stop)
     tile = blocks.Tile(slice(start, max(start, stop)), whole.keys, True) if window != slice(None) else whole

@@ -37,7 +37,10 @@ def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
 
 
 def backward(
-    problem: Problem, given: Iterable[Tensor | None], saved: tuple[Tensor, Tensor, Tensor | None], room: dict[str, Tensor]
+    problem: Problem,
+    given: Iterable[Tensor | None],
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    room: dict[str, Tensor],
 ) -> None:
     """Fill the room made for the gradients, which holds zeros, recomputing the weights from the log-sum-exp.
 
@@ -120,9 +123,7 @@ def _slope(
     return slope_BHQK, dropped_BHQK
 
 
-def _pull(
-    problem: Problem, tile: blocks.Tile, grad_BHQE: Tensor | None, weights_BHQK: Tensor
-) -> tuple[Tensor, Tensor]:
+def _pull(problem: Problem, tile: blocks.Tile, grad_BHQE: Tensor | None, weights_BHQK: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the gradient of the weights that comes through the output, and the weights after dropout."""
     if grad_BHQE is None:
         return torch.zeros_like(weights_BHQK), weights_BHQK

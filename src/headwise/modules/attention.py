@@ -1,0 +1,244 @@
+"""Put attention into models: the seam, the layer, and the article's block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from headwise.contracts import Alibi, Dropout, Mask, RelativeBias
+from headwise.errors import ConfigError, InputError
+from headwise.functional import Rotary, attend, attention_weights
+from headwise.modules.cache import KeyValueCache
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Attend", "AttentionBlock", "MultiHeadAttention"]
+
+
+class Attend(nn.Module):
+    """Be the one place in a model where attention happens; it has no parameters.
+
+    Args:
+        heads: names of the query heads, in order.
+    """
+
+    def __init__(self, heads: Sequence[int]) -> None:
+        super().__init__()
+        self.heads = tuple(heads)
+
+    def forward(
+        self,
+        query_BHQD: Float[Tensor, "B H Q D"],
+        key_BGKD: Float[Tensor, "B G K D"],
+        value_BGKE: Float[Tensor, "B G K E"],
+        mask: Mask | None = None,
+        *,
+        bias: Tensor | Alibi | RelativeBias | None = None,
+        dropout: float | Dropout = 0.0,
+        cross: bool = False,
+    ) -> Tensor:
+        """Compute attention as `headwise.attend` does; `cross` says that keys come from another text."""
+        del cross
+        return attend(query_BHQD, key_BGKD, value_BGKE, mask, bias=bias, dropout=dropout)
+
+    def extra_repr(self) -> str:
+        """Show the names of the heads."""
+        return f"heads={self.heads}"
+
+
+class MultiHeadAttention(nn.Module):
+    """Project, split into heads, attend, join, project (Vaswani et al. 2017, section 3.2.2); batch first.
+
+    Args:
+        d_model: width of the input and the output.
+        heads: number of query heads, or their names: `(0, 2, 3)` is what is left when head 1 is cut.
+        kv_heads: number of key and value heads, a divisor of the query heads' (Ainslie et al. 2023); as many as query
+            heads where left out.
+        d_head: width of one head; `d_model / heads` where left out.
+        dropout: rate at which attention weights are dropped in training.
+        bias: whether the four projections add a bias.
+        rotary: how queries and keys turn with their position; not at all where left out.
+        qk_norm: whether queries and keys are normalised per head (RMSNorm with a learned scale).
+
+    Raises:
+        ConfigError: when no head is left, or the numbers do not divide.
+
+    Example:
+        >>> layer = MultiHeadAttention(64, 8, kv_heads=2)
+        >>> layer(torch.randn(2, 5, 64), mask=Mask.causal()).shape
+        torch.Size([2, 5, 64])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int | Sequence[int],
+        *,
+        kv_heads: int | None = None,
+        d_head: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: Rotary | None = None,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        names = tuple(range(heads)) if isinstance(heads, int) else tuple(heads)
+        groups = len(names) if kv_heads is None else kv_heads
+        width = _width(d_model, names, groups, d_head)
+        if not 0 <= dropout <= 1:
+            raise ConfigError(f"`dropout` must lie between 0 and 1; got {dropout}. 0.1 is usual.")
+        self.d_model, self.d_head, self.kv_heads, self.dropout, self.rotary = d_model, width, groups, dropout, rotary
+        self.query = nn.Linear(d_model, len(names) * width, bias=bias)
+        self.key = nn.Linear(d_model, groups * width, bias=bias)
+        self.value = nn.Linear(d_model, groups * width, bias=bias)
+        self.output = nn.Linear(len(names) * width, d_model, bias=bias)
+        self.query_norm = nn.RMSNorm(width) if qk_norm else None
+        self.key_norm = nn.RMSNorm(width) if qk_norm else None
+        self.attend = Attend(names)
+        for linear in (self.query, self.key, self.value, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Name the query heads, in order."""
+        return self.attend.heads
+
+    def forward(
+        self,
+        x_BTM: Float[Tensor, "B T M"],
+        context: Tensor | None = None,
+        mask: Mask | None = None,
+        cache: KeyValueCache | None = None,
+        *,
+        bias: Tensor | Alibi | RelativeBias | None = None,
+    ) -> Tensor:
+        """Let every position look.
+
+        Args:
+            x_BTM: what looks.
+            context: what is looked at, shape (B, K, M); `x_BTM` itself where left out.
+            mask: which keys each query may look at; all where left out. It counts cached keys too.
+            cache: what was looked at before. Self attention adds to it; cross attention fills it once and then reads
+                it without projecting `context` again.
+            bias: added to the scores, as for `headwise.attend`.
+        """
+        dropout = self.dropout if self.training else 0.0
+        heads = self.split(x_BTM, context, cache)
+        mixed_BHTD = self.attend(*heads, mask, bias=bias, dropout=dropout, cross=context is not None)
+        return self.join(mixed_BHTD)
+
+    def split(
+        self, x_BTM: Float[Tensor, "B T M"], context: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Project and split: queries (B, H, T, D), keys and values (B, G, K, D), as the heads get them."""
+        self._check(x_BTM, context)
+        before = 0 if cache is None or context is not None else cache.length
+        query_BHTD = self._heads(self.query(x_BTM), self.query_norm, before)
+        if cache is not None and context is not None and cache.held is not None:
+            return query_BHTD, *cache.held
+        source_BKM = x_BTM if context is None else context
+        key_BGKD = self._heads(self.key(source_BKM), self.key_norm, before)
+        value_BGKD = self.value(source_BKM).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        if cache is not None:
+            key_BGKD, value_BGKD = cache.append(key_BGKD, value_BGKD)
+        return query_BHTD, key_BGKD, value_BGKD
+
+    def join(self, mixed_BHTD: Float[Tensor, "B H T D"]) -> Tensor:
+        """Join the heads and project them to the model's width."""
+        joined_BTM: Tensor = self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
+        return joined_BTM
+
+    def _heads(self, projected_BTN: Tensor, norm: nn.RMSNorm | None, offset: int) -> Tensor:
+        """Split a projection into heads, then normalise and turn them where asked."""
+        heads_BTHD = projected_BTN.unflatten(-1, (-1, self.d_head))
+        if norm is not None:
+            scale_D = norm.weight.to(heads_BTHD.dtype)  # the fused operation wants one dtype, also under autocast
+            heads_BTHD = nn.functional.rms_norm(heads_BTHD, (self.d_head,), scale_D, norm.eps)
+        heads_BHTD = heads_BTHD.transpose(1, 2)
+        return heads_BHTD if self.rotary is None else self.rotary(heads_BHTD, offset)
+
+    def _check(self, x_BTM: Tensor, context: Tensor | None) -> None:
+        for name, tensor in (("x_BTM", x_BTM), ("context", context)):
+            if tensor is not None and (tensor.dim() != 3 or tensor.shape[-1] != self.d_model):
+                raise InputError(
+                    f"`{name}` must have shape (B, T, {self.d_model}); got {tuple(tensor.shape)}. "
+                    "Add the batch axis with x[None], or build the layer with that `d_model`."
+                )
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"d_model={self.d_model}, d_head={self.d_head}, kv_heads={self.kv_heads}, dropout={self.dropout}"
+
+
+def _width(d_model: int, heads: tuple[int, ...], groups: int, d_head: int | None) -> int:
+    """Check the numbers of a layer, and find the width of a head."""
+    if not heads or len(set(heads)) != len(heads):
+        raise ConfigError(f"`heads` must name at least one head, each once; got {heads}. Pass a number, or names.")
+    if groups < 1 or len(heads) % groups:
+        raise ConfigError(
+            f"`kv_heads` must divide the number of heads; got {groups} for {len(heads)} heads. "
+            "Each key head serves the same number of query heads."
+        )
+    if d_head is None and d_model % len(heads):
+        raise ConfigError(
+            f"`d_model` must be a multiple of the number of heads; got {d_model} and {len(heads)}. "
+            f"Use {_nearest(d_model, len(heads))} heads, or set `d_head` yourself."
+        )
+    width = d_model // len(heads) if d_head is None else d_head
+    if width < 1:
+        raise ConfigError(f"`d_head` must be at least 1; got {width}. 64 is usual.")
+    return width
+
+
+def _nearest(d_model: int, heads: int) -> int:
+    """Find the number of heads nearest to the one wished for that divides the width."""
+    return min((n for n in range(1, max(d_model, 1) + 1) if d_model % n == 0), key=lambda n: abs(n - heads))
+
+
+class AttentionBlock(nn.Module):
+    """Be the article's module: attention with its projections, the residual and the normalisation, weights returned.
+
+    Batch first. The weights are those before dropout.
+
+    Args:
+        embed_dim: width of the input and the output.
+        num_heads: number of heads, a divisor of `embed_dim`.
+        dropout: rate in training, of the attention weights and of what is added to the input.
+
+    Example:
+        >>> block = AttentionBlock(embed_dim=64, num_heads=8)
+        >>> output, weights = block(torch.randn(2, 5, 64))
+        >>> output.shape, weights.shape
+        (torch.Size([2, 5, 64]), torch.Size([2, 8, 5, 5]))
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(embed_dim, num_heads, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(
+        self, x_BTM: Float[Tensor, "B T M"], mask: Mask | None = None, *, average_weights: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Let every position look, add what it saw to it, and normalise.
+
+        Args:
+            x_BTM: the input.
+            mask: which keys each query may look at; all where left out.
+            average_weights: whether to average the weights over the heads.
+
+        Returns:
+            The output, shape (B, T, M), and the weights, shape (B, H, T, T), or (B, T, T) averaged.
+        """
+        query_BHTD, key_BHTD, value_BHTD = self.attention.split(x_BTM)
+        dropout = self.attention.dropout if self.training else 0.0
+        mixed_BHTD = self.attention.attend(query_BHTD, key_BHTD, value_BHTD, mask, dropout=dropout)
+        weights_BHTT = attention_weights(query_BHTD, key_BHTD, mask)
+        output_BTM = self.norm(x_BTM + self.dropout(self.attention.join(mixed_BHTD)))
+        return output_BTM, weights_BHTT.mean(1) if average_weights else weights_BHTT
