@@ -6,6 +6,7 @@ and its order of axes are translated. A query that may look at nothing gives zer
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -56,82 +57,80 @@ def scaled_dot_product_attention(
     """
     if is_causal and attn_mask is not None:
         told = f"a mask of shape {tuple(attn_mask.shape)}"
-        raise InputError(f"`attn_mask` must be left out with `is_causal`; got {told}. Put both into one mask.")
-    _check_ranks((query, key, value), 3 if enable_gqa else 2)
-    if enable_gqa and key.shape[-3] != value.shape[-3]:
-        key, value = (_repeated(x, query.shape[-3]) for x in (key, value))
-    rank = max(x.dim() for x in (query, key, value))
-    lone = rank < 4 and not enable_gqa
-    sides = [_lifted(x, rank, lone) for x in (query, key, value)]
-    shape = _common([x.shape[:-3] if enable_gqa else x.shape[:-2] for x in sides], sides)
-    lead, heads = (shape, query.shape[-3]) if enable_gqa else (shape[:-1], shape[-1])
+        raise _refusal("`attn_mask` must be left out with `is_causal`", told, "Put both into one mask.")
+    key, value = _checked(query, key, value, enable_gqa)
+    shape = _common([x.shape[: -3 if enable_gqa else -2] for x in (query, key, value)])
+    lone = not enable_gqa and len(shape) < 2
+    if lone:
+        query, key, value = (x.unsqueeze(-3) for x in (query, key, value))
+    lead = (shape if lone or enable_gqa else shape[:-1]) or (1,)
+    heads = query.shape[-3] if lone or enable_gqa else shape[-1]
     # Keys and values that all heads share stay a single group: nothing is repeated.
-    shared = enable_gqa or sides[1].shape[-3] == sides[2].shape[-3] == 1
-    spread = [x.expand(*lead, x.shape[-3] if i and shared else heads, -1, -1) for i, x in enumerate(sides)]
-    full = (*lead, heads, query.shape[-2], key.shape[-2])
-    mask, bias = (Mask.causal("start"), None) if is_causal else _seen(attn_mask, rank, lone, full)
-    query_BHQD, key_BGKD, value_BGKE = (x.flatten(0, -4) for x in spread)
-    output_BHQE = attend(query_BHQD, key_BGKD, value_BGKE, mask, bias=bias, scale=scale, dropout=dropout_p)
-    output = output_BHQE.unflatten(0, lead)
-    for _ in range(output.dim() - 1 - rank if lone else output.dim() - rank):
-        output = output.squeeze(0)
-    return output.squeeze(-3) if lone else output
+    shared = all(math.prod(x.shape[-3:-2]) == 1 for x in (key, value))
+    counts = (heads, *(key.shape[-3] if enable_gqa else 1 if shared else heads,) * 2)
+    sides = (x.expand(*lead, n, -1, -1).flatten(0, -4) for x, n in zip((query, key, value), counts, strict=True))
+    mask, bias = (Mask.causal("start"), None) if is_causal else (None, None)
+    if attn_mask is not None:
+        mask, bias = _visible(attn_mask, lone, (*lead, heads, query.shape[-2], key.shape[-2]))
+    output_BHQE = attend(*sides, mask, bias=bias, scale=scale, dropout=dropout_p)
+    return output_BHQE.reshape(*shape, *((heads,) if enable_gqa else ()), *output_BHQE.shape[2:])
 
 
-def _check_ranks(tensors: tuple[Tensor, ...], least: int) -> None:
-    for name, x in zip(_NAMES, tensors, strict=True):
+def _refusal(expectation: str, found: Any, remedy: str) -> InputError:
+    return InputError(f"{expectation}; got {found}. {remedy}")
+
+
+def _checked(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> tuple[Tensor, Tensor]:
+    """Check ranks and head counts, and give key and value the same number of heads where they are grouped."""
+    least = 3 if grouped else 2
+    for name, x in zip(_NAMES, (query, key, value), strict=True):
         if x.is_nested:
-            raise InputError(f"`{name}` must be a plain tensor; got a nested one. Pad it with torch.nested.to_padded_tensor.")
+            raise _refusal(f"`{name}` must be a plain tensor", "a nested one", "Use torch.nested.to_padded_tensor.")
         if x.dim() < least:
-            told = f"shape {tuple(x.shape)}. The last axes are {'heads, ' * (least - 2)}positions and width."
-            raise InputError(f"`{name}` must have at least {least} axes; got {told}")
+            hint = "The last axes are positions and width, before them the heads where they are grouped."
+            raise _refusal(f"`{name}` must have at least {least} axes", f"shape {tuple(x.shape)}", hint)
+    if not grouped:
+        return key, value
+    heads, groups = query.shape[-3], [x.shape[-3] for x in (key, value)]
+    if any(count == 0 or heads % count for count in groups):
+        told = f"{heads} over {groups[0]} and {groups[1]}"
+        hint = "Each head of key and value serves the same number of query heads."
+        raise _refusal("the number of query heads must be a multiple of that of key and value", told, hint)
+    if groups[0] == groups[1]:
+        return key, value
+    return key.repeat_interleave(heads // groups[0], -3), value.repeat_interleave(heads // groups[1], -3)
 
 
-def _repeated(x: Tensor, heads: int) -> Tensor:
-    if x.shape[-3] == 0 or heads % x.shape[-3]:
-        told = f"{heads} and {x.shape[-3]}. Each head of key and value serves the same number of query heads."
-        raise InputError(f"the number of query heads must be a multiple of that of key and value; got {told}")
-    return x.repeat_interleave(heads // x.shape[-3], -3)
-
-
-def _lifted(x: Tensor, rank: int, lone: bool) -> Tensor:
-    """Bring a tensor to (samples ..., heads, rows, columns); `lone` means that it has no axis of heads."""
-    x = x[(None,) * (rank - x.dim())]
-    x = x.unsqueeze(-3) if lone else x
-    return x[(None,) * (4 - x.dim())]
-
-
-def _common(shapes: list[torch.Size], sides: list[Tensor]) -> tuple[int, ...]:
+def _common(shapes: list[torch.Size]) -> tuple[int, ...]:
     try:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
-        told = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(_NAMES, sides, strict=True))
-        hint = "Every axis before the last two has one size or size 1; `enable_gqa=True` lets the heads differ."
-        raise InputError(f"the leading axes of query, key and value must broadcast; got {told}. {hint}") from None
+        told = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(_NAMES, shapes, strict=True))
+        hint = "An axis has one size or size 1; `enable_gqa=True` lets the heads differ."
+        raise _refusal("the leading axes of query, key and value must broadcast", told, hint) from None
 
 
-def _seen(mask: Tensor | None, rank: int, lone: bool, full: tuple[int, ...]) -> tuple[Mask | None, Tensor | None]:
-    """Translate the mask of `scaled_dot_product_attention`: what may be seen, and what is added."""
-    if mask is None:
-        return None, None
+def _visible(mask: Tensor, lone: bool, full: tuple[int, ...]) -> tuple[Mask | None, Tensor | None]:
+    """Translate a mask of which `True` = seen to what may be seen and what is added; `lone` means without heads."""
     if isinstance(mask, CausalBias):
         return Mask.causal("end" if mask.variant == CausalVariant.LOWER_RIGHT else "start"), None
     _check_type("attn_mask", mask)
-    fits = mask.dim() <= rank
-    x = _lifted(mask, rank, lone) if fits else mask
-    if not fits or any(have not in (1, want) for have, want in zip(x.shape, full, strict=True)):
-        told = f"shape {tuple(mask.shape)} for scores of shape {full}. Every axis has that size or size 1."
-        raise InputError(f"`attn_mask` must broadcast to the scores; got {told}")
+    x = mask[(None,) * max(0, 2 - mask.dim())]
+    x = x.unsqueeze(-3) if lone else x
+    x = x[(None,) * max(0, len(full) - x.dim())]
+    if x.dim() > len(full) or any(have not in (1, want) for have, want in zip(x.shape, full, strict=True)):
+        hint = "An axis has that size or size 1."
+        raise _refusal(f"`attn_mask` must broadcast to the scores {full}", f"shape {tuple(mask.shape)}", hint)
     if any(size != 1 for size in x.shape[:-3]):
         x = x.expand(*full[:-3], -1, -1, -1)
-    x = x.flatten(0, -4)
-    return (Mask.dense(x), None) if x.dtype == torch.bool else (None, x)
+    x_BHQK = x.flatten(0, -4)
+    return (Mask.dense(x_BHQK), None) if x.dtype == torch.bool else (None, x_BHQK)
 
 
 def _check_type(name: str, mask: Tensor) -> None:
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        told = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(f"`{name}` must be a bool or float tensor; got {told}. Convert it with .bool() or .float().")
+        told = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise _refusal(f"`{name}` must be a bool or float tensor", told, "Convert it with .bool() or .float().")
 
 
 class _Layer(NamedTuple):
@@ -159,8 +158,8 @@ class _Asked(NamedTuple):
     need_weights: bool
     average: bool
     batch_first: bool
-    given: tuple[Tensor | None, Tensor | None] = (None, None)
-    """Key and value, projected and split already, in place of the computed ones."""
+    static: tuple[Tensor | None, Tensor | None] = (None, None)
+    """Keys and values, already projected and split, in place of the computed ones."""
 
 
 def multi_head_attention_forward(
@@ -201,29 +200,116 @@ def multi_head_attention_forward(
         InputError: when tensors, parameters and masks do not fit each other.
     """
     if query.shape[-1] != embed_dim_to_check:
-        raise InputError(_misfit("the width of `query`", embed_dim_to_check, query.shape[-1], "It is `embed_dim`"))
+        expectation = f"`query` must have the width {embed_dim_to_check} of `embed_dim_to_check`"
+        raise _refusal(expectation, query.shape[-1], "Project it, or build the layer for its width.")
     weights = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else (in_proj_weight,)
-    more, out = (bias_k, bias_v), (out_proj_weight, out_proj_bias)
-    layer = _Layer(num_heads, weights, in_proj_bias, more, add_zero_attn, *out)
-    rate, given = dropout_p if training else 0.0, (static_k, static_v)
-    wanted = need_weights, average_attn_weights, False
-    asked = _Asked(key_padding_mask, attn_mask, is_causal, rate, *wanted, given)
+    out = out_proj_weight, out_proj_bias
+    layer = _Layer(num_heads, weights, in_proj_bias, (bias_k, bias_v), add_zero_attn, *out)
+    rate, wanted = dropout_p if training else 0.0, (need_weights, average_attn_weights)
+    asked = _Asked(key_padding_mask, attn_mask, is_causal, rate, *wanted, False, (static_k, static_v))
     return _run(layer, asked, query, key, value)
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """Take the place of `torch.nn.MultiheadAttention`, with its arguments, parameters, masks and results.
+
+    It differs in three ways only: a query that may look at nothing gives zeros, not NaN; the weights returned are those
+    before dropout; and a Transformer layer really calls it in evaluation. Assigning the class to a trained module
+    (`swap` does so for a whole model) or loading its state dict is all there is to a change.
+
+    Example:
+        >>> layer = MultiheadAttention(8, 2, batch_first=True)
+        >>> output, weights = layer(torch.randn(3, 5, 8), torch.randn(3, 7, 8), torch.randn(3, 7, 8))
+        >>> output.shape, weights.shape
+        (torch.Size([3, 5, 8]), torch.Size([3, 5, 7]))
+    """
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        # PyTorch's layers read the weights and skip this class while it answers True, so it does during construction
+        # alone, where it decides which parameters there are. The true value stays where PyTorch keeps it.
+        return "out_proj" not in self._modules and bool(self.__dict__["_qkv_same_embed_dim"])
+
+    @_qkv_same_embed_dim.setter
+    def _qkv_same_embed_dim(self, value: bool) -> None:
+        self.__dict__["_qkv_same_embed_dim"] = value
+
+    def _reset_parameters(self) -> None:
+        for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
+            if weight is not None:
+                nn.init.xavier_uniform_(weight)
+        for bias in (self.in_proj_bias, self.out_proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        for more in (self.bias_k, self.bias_v):
+            if more is not None:
+                nn.init.xavier_normal_(more)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the output and, with `need_weights`, the weights; boolean masks hide where `True`.
+
+        Raises:
+            InputError: when tensors and masks do not fit each other.
+        """
+        if query.is_nested:
+            alone = query is key is value and self.batch_first and key_padding_mask is None and attn_mask is None
+            return self._forward_nested(query, alone, need_weights, average_attn_weights)
+        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = separate if self.in_proj_weight is None else (self.in_proj_weight,)
+        out = self.out_proj.weight, self.out_proj.bias
+        layer = _Layer(self.num_heads, weights, self.in_proj_bias, (self.bias_k, self.bias_v), self.add_zero_attn, *out)
+        rate, wanted = self.dropout if self.training else 0.0, (need_weights, average_attn_weights, self.batch_first)
+        return _run(layer, _Asked(key_padding_mask, attn_mask, is_causal, rate, *wanted), query, key, value)
+
+    def _forward_nested(self, x: Tensor, alone: bool, *wanted: bool) -> tuple[Tensor, Tensor | None]:
+        """Attend within each sample of a nested tensor, which `nn.TransformerEncoder` makes of padded ones."""
+        if not alone:
+            hint = "Use torch.nested.to_padded_tensor and `key_padding_mask`."
+            raise _refusal("a nested input must attend to itself, batch first, without masks", "other arguments", hint)
+        counts = [len(row) for row in x.unbind()]
+        padded_BTM = torch.nested.to_padded_tensor(x, 0.0)
+        places_T = torch.arange(padded_BTM.shape[1], device=x.device)
+        hidden_BT = places_T >= torch.tensor(counts, device=x.device)[:, None]
+        output_BTM, weights = self.forward(padded_BTM, padded_BTM, padded_BTM, hidden_BT, wanted[0], None, wanted[1])
+        if weights is not None:
+            weights = weights.masked_fill(hidden_BT[:, :, None] if wanted[1] else hidden_BT[:, None, :, None], 0)
+        rows = [row[:count] for row, count in zip(output_BTM, counts, strict=True)]
+        return torch.nested.as_nested_tensor(rows), weights
+
+
+def swap(model: nn.Module) -> int:
+    """Replace the class of every `torch.nn.MultiheadAttention` in a model by ours, in place, and count them.
+
+    Subclasses are left alone: they may do something else.
+    """
+    found = [module for module in model.modules() if type(module) is nn.MultiheadAttention]
+    for module in found:
+        module.__class__ = MultiheadAttention
+    return len(found)
 
 
 def _run(layer: _Layer, asked: _Asked, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     """Project, split, attend, join, project."""
-    _check_inputs(layer, query, key, value)
+    _check(layer, query, key, value)
     batched = query.dim() == 3
     first = asked.batch_first or not batched
-    query_BHQD, key_BHKD, value_BHKD = (_split(x, layer.heads, first) for x in _projected(layer, query, key, value))
-    batch, _, queries, _ = query_BHQD.shape
-    key_BHKD, value_BHKD = (
-        _given(static, x) for static, x in zip(asked.given, (key_BHKD, value_BHKD), strict=True)
-    )
-    sizes = (batch, layer.heads, queries, key_BHKD.shape[2])
-    key_BHKD, value_BHKD, extra = _lengthened(layer, key_BHKD, value_BHKD)
-    mask, bias = _unhidden(asked, sizes, batched, extra)
+    sides = [_split(x, layer.heads, first) for x in _projected(layer, query, key, value)]
+    query_BHQD, batch, queries = sides[0], sides[0].shape[0], sides[0].shape[2]
+    for i, static in enumerate(asked.static, 1):
+        if static is not None:
+            sides[i] = _unfolded(static, batch, layer.heads, query_BHQD.shape[3])
+    mask, bias = _unhidden(asked, (batch, layer.heads, queries, sides[1].shape[2]), batched, layer)
+    key_BHKD, value_BHKD = (_lengthened(x, more, layer) for x, more in zip(sides[1:], layer.more, strict=True))
     mixed_BHQD = attend(query_BHQD, key_BHKD, value_BHKD, mask, bias=bias, dropout=asked.rate)
     mixed = mixed_BHQD.transpose(1, 2) if first else mixed_BHQD.permute(2, 0, 1, 3)
     output = F.linear(mixed.flatten(2), layer.out_weight, layer.out_bias)
@@ -233,134 +319,104 @@ def _run(layer: _Layer, asked: _Asked, query: Tensor, key: Tensor, value: Tensor
     return output.squeeze(0), None if weights is None else weights.squeeze(0)
 
 
-def _check_inputs(layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> None:
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(_NAMES, (query, key, value), strict=True))
+def _check(layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> None:
+    tensors, width = (query, key, value), query.shape[-1]
+    told = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(_NAMES, tensors, strict=True))
     if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
-        hint = "One sample has 2, a batch 3."
-        raise InputError(f"query, key and value must have 2 axes, or 3 with a batch; got {shapes}. {hint}")
+        raise _refusal("query, key and value must have 2 axes, or 3 with a batch", told, "Add the axis to all three.")
     if key.shape[:-1] != value.shape[:-1]:
-        raise InputError(f"key and value must hold the same samples and positions; got {shapes}. They come in pairs.")
-    width = query.shape[-1]
+        raise _refusal("key and value must hold the same samples and positions", told, "They come in pairs.")
     if layer.heads < 1 or width % layer.heads:
-        hint = f"Take a divisor of {width}."
-        raise InputError(f"`num_heads` must divide the width {width}; got {layer.heads}. {hint}")
-    if any(weight is None for weight in layer.in_weights):
-        names = "`in_proj_weight`" if len(layer.in_weights) == 1 else "`q_proj_weight`, `k_proj_weight`, `v_proj_weight`"
-        hint = "`use_separate_proj_weight` tells which are read."
-        raise InputError(f"{names} must be given; got None. {hint}")
-    _check_widths(layer, query, key, value)
-
-
-def _check_widths(layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> None:
-    width, packed = query.shape[-1], len(layer.in_weights) == 1
-    names = ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    for name, weight, x in zip(names, layer.in_weights, (query, key, value), strict=False):
-        wanted = (3 * width, width) if packed else (width, x.shape[-1])
-        if weight is not None and tuple(weight.shape) != wanted:
-            hint = f"It projects inputs of width {wanted[1]}"
-            raise InputError(_misfit(f"the shape of `{name}`", wanted, tuple(weight.shape), hint))
-    for name, x in zip(_NAMES[1:], (key, value), strict=True):
-        if packed and x.shape[-1] != width:
-            hint = "Other widths need `use_separate_proj_weight`, or `kdim` and `vdim`"
-            raise InputError(_misfit(f"the width of `{name}`", width, x.shape[-1], hint))
-    if (layer.more[0] is None) != (layer.more[1] is None):
-        told = "`bias_k`" if layer.more[1] is None else "`bias_v`"
-        raise InputError(f"`bias_k` and `bias_v` must be given together; got {told} alone. Pass both or neither.")
-
-
-def _misfit(what: str, wanted: Any, found: Any, hint: str) -> str:
-    return f"{what} must be {wanted}; got {found}. {hint}."
+        raise _refusal(f"`num_heads` must divide the width {width}", layer.heads, f"Take a divisor of {width}.")
+    parts = 3 if len(layer.in_weights) == 1 else 1
+    for name, x, weight in zip(_NAMES, tensors, layer.in_weights * parts, strict=True):
+        wanted = (parts * width, x.shape[-1])
+        if weight is None or tuple(weight.shape) != wanted:
+            hint = "Widths of their own need separate weights (`kdim`, `vdim`, `use_separate_proj_weight`)."
+            found = None if weight is None else tuple(weight.shape)
+            raise _refusal(f"the weight that projects `{name}` must have shape {wanted}", found, hint)
+    for more, other in (layer.more, layer.more[::-1]):
+        if more is not None and (other is None or more.numel() != width):
+            shapes = [None if x is None else tuple(x.shape) for x in layer.more]
+            raise _refusal(f"`bias_k` and `bias_v` must each hold {width} numbers", shapes, "Pass both or neither.")
 
 
 def _projected(layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """Project query, key and value, with a single product for inputs that are the same tensor."""
-    if len(layer.in_weights) == 3:
-        biases = (None,) * 3 if layer.in_bias is None else layer.in_bias.chunk(3)
-        triples = zip((query, key, value), layer.in_weights, biases, strict=True)
-        return tuple(F.linear(x, weight, bias) for x, weight, bias in triples)  # type: ignore[arg-type]
-    (weight,), bias, width = layer.in_weights, layer.in_bias, query.shape[-1]
-    assert weight is not None, "checked before"
-    if query is key and key is value:
-        return F.linear(query, weight, bias).chunk(3, -1)
-    cuts = [width, 2 * width] if key is value else [width] * 3
-    weights = weight.split(cuts)
-    biases = (None,) * len(cuts) if bias is None else bias.split(cuts)
-    triples = zip((query, key, value), weights, biases, strict=False)
-    parts = [F.linear(x, w, b) for x, w, b in triples]
-    return (parts[0], *parts[1].chunk(2, -1)) if key is value else tuple(parts)
+    """Project query, key and value, with a single product for those that are the same tensor."""
+    width = query.shape[-1]
+    if len(layer.in_weights) == 1 and query is key is value:
+        return F.linear(query, layer.in_weights[0], layer.in_bias).chunk(3, -1)
+    separate, sizes = len(layer.in_weights) == 3, [width, width, width]
+    if key is value and not separate:
+        sizes = [width, 2 * width]
+    weights = layer.in_weights if separate else layer.in_weights[0].split(sizes)
+    biases = [None] * 3 if layer.in_bias is None else layer.in_bias.split(sizes)
+    parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=False)]
+    return tuple(parts) if len(parts) == 3 else (parts[0], *parts[1].chunk(2, -1))
 
 
 def _split(x: Tensor, heads: int, batch_first: bool) -> Tensor:
-    x_BTM = x if batch_first and x.dim() == 3 else x.unsqueeze(0) if x.dim() == 2 else x.transpose(0, 1)
+    x_BTM = x.unsqueeze(0) if x.dim() == 2 else x if batch_first else x.transpose(0, 1)
     return x_BTM.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _given(static: Tensor | None, computed_BHKD: Tensor) -> Tensor:
-    if static is None:
-        return computed_BHKD
-    batch, heads, _, width = computed_BHKD.shape
+def _unfolded(static: Tensor, batch: int, heads: int, width: int) -> Tensor:
     if static.dim() != 3 or static.shape[0] != batch * heads or static.shape[2] != width:
-        wanted = f"({batch * heads}, keys, {width})"
-        raise InputError(_misfit("the shape of `static_k` and `static_v`", wanted, tuple(static.shape), "It holds heads"))
+        expectation = f"`static_k` and `static_v` must have shape ({batch * heads}, keys, {width})"
+        raise _refusal(expectation, tuple(static.shape), "They are projected and split into heads already.")
     return static.unflatten(0, (batch, heads))
 
 
-def _lengthened(layer: _Layer, key_BHKD: Tensor, value_BHKD: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Append the learned and the zero key and value, and count them."""
-    sides, count = [], 0
-    for x_BHKD, more in zip((key_BHKD, value_BHKD), layer.more, strict=True):
-        batch, heads, _, width = x_BHKD.shape
-        parts = [x_BHKD]
-        if more is not None:
-            parts.append(more.flatten().unflatten(0, (heads, 1, width)).expand(batch, -1, -1, -1))
-        if layer.zero:
-            parts.append(x_BHKD.new_zeros(batch, heads, 1, width))
-        count = len(parts) - 1
-        sides.append(torch.cat(parts, 2) if count else x_BHKD)
-    return sides[0], sides[1], count
+def _lengthened(x_BHKD: Tensor, more: Tensor | None, layer: _Layer) -> Tensor:
+    """Append the learned vector and the zero one."""
+    batch, heads, _, width = x_BHKD.shape
+    learned = [] if more is None else [more.flatten().unflatten(0, (heads, 1, width)).expand(batch, -1, -1, -1)]
+    zeros = [x_BHKD.new_zeros(batch, heads, 1, width)] if layer.zero else []
+    return torch.cat([x_BHKD, *learned, *zeros], 2) if learned or zeros else x_BHKD
 
 
 def _unhidden(
-    asked: _Asked, sizes: tuple[int, int, int, int], batched: bool, extra: int
+    asked: _Asked, sizes: tuple[int, int, int, int], batched: bool, layer: _Layer
 ) -> tuple[Mask | None, Tensor | None]:
-    """Translate masks that hide where `True`: what may be seen, and what is added; no axis is spread out."""
+    """Translate masks that hide where `True` to what may be seen and what is added; no axis is spread out."""
     batch, heads, queries, keys = sizes
     attn, padding = asked.attn_mask, asked.key_padding_mask
     if asked.is_causal and attn is None:
-        hint = "nn.Transformer.generate_square_subsequent_mask makes one."
-        raise InputError(f"`attn_mask` must be given with `is_causal`, a hint about it; got None. {hint}")
+        hint = "Make one with nn.Transformer.generate_square_subsequent_mask."
+        raise _refusal("`attn_mask` must be given with `is_causal`, a hint about it", None, hint)
     if asked.is_causal and padding is None and not asked.need_weights:
         return Mask.causal("start"), None
     masks = []
     if attn is not None:
-        _check_mask("attn_mask", attn, [(queries, keys), (batch * heads, queries, keys)])
+        _check_mask("attn_mask", attn, (queries, keys), (batch * heads, queries, keys))
         masks.append(attn[None, None] if attn.dim() == 2 else attn.unflatten(0, (batch, heads)))
     if padding is not None:
-        _check_mask("key_padding_mask", padding, [(batch, keys) if batched else (keys,)])
-        masks.append(padding.unflatten(0, (-1, 1, 1, keys)) if padding.dim() == 1 else padding[:, None, None])
-    hidden = [F.pad(x, (0, extra)) for x in masks if x.dtype == torch.bool]
-    added = [F.pad(x, (0, extra)) for x in masks if x.dtype != torch.bool]
-    hidden_BHQK = hidden[0] | hidden[-1] if hidden else None
-    bias_BHQK = None if not added else added[0] if len(added) == 1 else added[0] + added[1]
-    return None if hidden_BHQK is None else Mask.dense(~hidden_BHQK), bias_BHQK
+        _check_mask("key_padding_mask", padding, (batch, keys) if batched else (keys,))
+        masks.append(padding[..., None, None, :] if batched else padding[None, None, None])
+    extra = (layer.more[0] is not None) + layer.zero
+    masks = [F.pad(mask, (0, extra)) for mask in masks] if extra else masks
+    hidden = [mask for mask in masks if mask.dtype == torch.bool]
+    added = [mask for mask in masks if mask.dtype != torch.bool]
+    seen = Mask.dense(~(hidden[0] | hidden[-1])) if hidden else None
+    return seen, added[0] + added[1] if len(added) == 2 else added[0] if added else None
 
 
-def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
+def _check_mask(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
     _check_type(name, mask)
     if tuple(mask.shape) not in shapes:
         wanted = " or ".join(map(str, shapes))
-        raise InputError(_misfit(f"the shape of `{name}`", wanted, tuple(mask.shape), "Booleans hide where True"))
+        raise _refusal(f"`{name}` must have shape {wanted}", tuple(mask.shape), "A boolean hides where it is True.")
 
 
 def _weights(asked: _Asked, query_BHQD: Tensor, key_BHKD: Tensor, mask: Mask | None, bias: Tensor | None) -> Tensor:
-    """Compute the weights, averaged over heads where asked; many of them in windows of queries."""
+    """Compute the weights, averaged over heads where asked; where they are many, in windows of queries."""
+
+    def window(rows: slice | None) -> Tensor:
+        weights_BHQK = attention_weights(query_BHQD, key_BHKD, mask, bias=bias, queries=rows)
+        return weights_BHQK.mean(1) if asked.average else weights_BHQK
+
     batch, heads, queries, _ = query_BHQD.shape
-    step = queries
-    if not torch.compiler.is_compiling():
-        step = max(1, _MOST_AT_ONCE // max(1, batch * heads * key_BHKD.shape[2]))
-        if step < queries:
-            windows = [slice(a, min(a + step, queries)) for a in range(0, queries, step)]
-            parts = [attention_weights(query_BHQD, key_BHKD, mask, bias=bias, queries=window) for window in windows]
-            return torch.cat([part.mean(1) if asked.average else part for part in parts], -2)
-    weights_BHQK = attention_weights(query_BHQD, key_BHKD, mask, bias=bias)
-    return weights_BHQK.mean(1) if asked.average else weights_BHQK
+    step = max(1, _MOST_AT_ONCE // max(1, batch * heads * key_BHKD.shape[2]))
+    if torch.compiler.is_compiling() or queries <= step:
+        return window(None)
+    return torch.cat([window(slice(a, a + step)) for a in range(0, queries, step)], -2)

@@ -28,6 +28,10 @@ def plain(cls: type[_Data]) -> type[_Data]:
         rest = [(name, getattr(value, name)) for name in names if name not in leaves]
         return [getattr(value, name) for name in leaves], (tuple(leaves), tuple(rest))
 
+    def flatten_with_keys(value: Any) -> tuple[list[Any], Any]:
+        leaves, context = flatten(value)
+        return [(_pytree.GetAttrKey(name), leaf) for name, leaf in zip(context[0], leaves, strict=True)], context
+
     def unflatten(leaves: Iterable[Any], context: Any) -> _Data:
         return data(**dict(zip(context[0], leaves, strict=True)), **dict(context[1]))
 
@@ -35,6 +39,7 @@ def plain(cls: type[_Data]) -> type[_Data]:
         data,
         flatten,
         unflatten,
+        flatten_with_keys_fn=flatten_with_keys,
         serialized_type_name=f"headwise.{cls.__name__}",
         to_dumpable_context=_listed,
         from_dumpable_context=_tupled,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from headwise.contracts import Alibi, Dropout, Mask, RelativeBias
+from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Seen, Statistics
 from headwise.errors import ConfigError, InputError
 from headwise.functional import Rotary, attend, attention_weights
 from headwise.modules.cache import KeyValueCache
@@ -38,11 +38,33 @@ class Attend(nn.Module):
         *,
         bias: Tensor | Alibi | RelativeBias | None = None,
         dropout: float | Dropout = 0.0,
+        statistics: Statistics | None = None,
         cross: bool = False,
-    ) -> Tensor:
-        """Compute attention as `headwise.attend` does; `cross` says that keys come from another text."""
-        del cross
-        return attend(query_BHQD, key_BGKD, value_BGKE, mask, bias=bias, dropout=dropout)
+    ) -> Tensor | tuple[Tensor, Seen]:
+        """Compute attention as `headwise.attend` does.
+
+        Args:
+            query_BHQD: queries.
+            key_BGKD: keys.
+            value_BGKE: values.
+            mask: which keys each query may look at.
+            bias: added to the scores.
+            dropout: rate at which weights are dropped, or a `Dropout`.
+            statistics: what to learn about each head; the result is then `(output, seen)`.
+            cross: whether the keys come from another text, where a query has no position of its own.
+
+        Raises:
+            InputError: when a statistic of the query's own position is asked of cross attention.
+        """
+        if cross and statistics is not None and (statistics.diagonal or statistics.previous or statistics.next):
+            raise InputError(
+                f"cross attention has no own position to look at; got {statistics}. "
+                "Leave out diagonal, previous and next."
+            )
+        tensors = query_BHQD, key_BGKD, value_BGKE
+        if statistics is None:
+            return attend(*tensors, mask, bias=bias, dropout=dropout)
+        return attend(*tensors, mask, bias=bias, dropout=dropout, statistics=statistics)
 
     def extra_repr(self) -> str:
         """Show the names of the heads."""
