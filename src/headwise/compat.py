@@ -20,6 +20,7 @@ from headwise.functional import attend, attention_weights
 
 __all__ = ["MultiheadAttention", "multi_head_attention_forward", "scaled_dot_product_attention", "swap"]
 
+_Masks = tuple[Mask | None, Tensor | None]
 _NAMES = ("query", "key", "value")
 _MOST_AT_ONCE = 1 << 26
 """Weights computed at once for `need_weights`: 256 MB of float32; more are computed in windows of queries."""
@@ -67,12 +68,12 @@ def scaled_dot_product_attention(
     heads = query.shape[-3] if lone or enable_gqa else shape[-1]
     # Keys and values that all heads share stay a single group: nothing is repeated.
     shared = all(math.prod(x.shape[-3:-2]) == 1 for x in (key, value))
-    counts = (heads, *(key.shape[-3] if enable_gqa else 1 if shared else heads,) * 2)
-    sides = (x.expand(*lead, n, -1, -1).flatten(0, -4) for x, n in zip((query, key, value), counts, strict=True))
-    mask, bias = (Mask.causal("start"), None) if is_causal else (None, None)
-    if attn_mask is not None:
-        mask, bias = _visible(attn_mask, lone, (*lead, heads, query.shape[-2], key.shape[-2]))
-    output_BHQE = attend(*sides, mask, bias=bias, scale=scale, dropout=dropout_p)
+    groups = key.shape[-3] if enable_gqa else 1 if shared else heads
+    query_BHQD = query.expand(*lead, heads, -1, -1).flatten(0, -4)
+    key_BGKD, value_BGKE = (x.expand(*lead, groups, -1, -1).flatten(0, -4) for x in (key, value))
+    full = (*lead, heads, query.shape[-2], key.shape[-2])
+    mask, bias = (Mask.causal("start"), None) if is_causal else _visible(attn_mask, lone, full)
+    output_BHQE = attend(query_BHQD, key_BGKD, value_BGKE, mask, bias=bias, scale=scale, dropout=dropout_p)
     return output_BHQE.reshape(*shape, *((heads,) if enable_gqa else ()), *output_BHQE.shape[2:])
 
 
@@ -87,15 +88,15 @@ def _checked(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> tuple[
         if x.is_nested:
             raise _refusal(f"`{name}` must be a plain tensor", "a nested one", "Use torch.nested.to_padded_tensor.")
         if x.dim() < least:
-            hint = "The last axes are positions and width, before them the heads where they are grouped."
-            raise _refusal(f"`{name}` must have at least {least} axes", f"shape {tuple(x.shape)}", hint)
+            raise _refusal(
+                f"`{name}` must have at least {least} axes", tuple(x.shape), "Add what is missing with x[None]."
+            )
     if not grouped:
         return key, value
     heads, groups = query.shape[-3], [x.shape[-3] for x in (key, value)]
     if any(count == 0 or heads % count for count in groups):
         told = f"{heads} over {groups[0]} and {groups[1]}"
-        hint = "Each head of key and value serves the same number of query heads."
-        raise _refusal("the number of query heads must be a multiple of that of key and value", told, hint)
+        raise _refusal("the query heads must be a multiple of those of key and value", told, "Each serves as many.")
     if groups[0] == groups[1]:
         return key, value
     return key.repeat_interleave(heads // groups[0], -3), value.repeat_interleave(heads // groups[1], -3)
@@ -105,61 +106,60 @@ def _common(shapes: list[torch.Size]) -> tuple[int, ...]:
     try:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
-        told = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(_NAMES, shapes, strict=True))
-        hint = "An axis has one size or size 1; `enable_gqa=True` lets the heads differ."
-        raise _refusal("the leading axes of query, key and value must broadcast", told, hint) from None
+        told, remedy = ", ".join(str(tuple(shape)) for shape in shapes), "Only `enable_gqa` lets the heads differ."
+        raise _refusal("the leading axes of query, key and value must broadcast", told, remedy) from None
 
 
-def _visible(mask: Tensor, lone: bool, full: tuple[int, ...]) -> tuple[Mask | None, Tensor | None]:
+def _visible(mask: Tensor | None, lone: bool, full: tuple[int, ...]) -> _Masks:
     """Translate a mask of which `True` = seen to what may be seen and what is added; `lone` means without heads."""
+    if mask is None:
+        return None, None
     if isinstance(mask, CausalBias):
         return Mask.causal("end" if mask.variant == CausalVariant.LOWER_RIGHT else "start"), None
-    _check_type("attn_mask", mask)
-    x = mask[(None,) * max(0, 2 - mask.dim())]
-    x = x.unsqueeze(-3) if lone else x
+    _check_mask("attn_mask", mask)
+    x = mask.unsqueeze(-3) if lone and mask.dim() > 1 else mask
     x = x[(None,) * max(0, len(full) - x.dim())]
     if x.dim() > len(full) or any(have not in (1, want) for have, want in zip(x.shape, full, strict=True)):
-        hint = "An axis has that size or size 1."
-        raise _refusal(f"`attn_mask` must broadcast to the scores {full}", f"shape {tuple(mask.shape)}", hint)
+        raise _refusal(f"`attn_mask` must broadcast to {full}", tuple(mask.shape), "Add axes with mask[:, None].")
     if any(size != 1 for size in x.shape[:-3]):
         x = x.expand(*full[:-3], -1, -1, -1)
     x_BHQK = x.flatten(0, -4)
     return (Mask.dense(x_BHQK), None) if x.dtype == torch.bool else (None, x_BHQK)
 
 
-def _check_type(name: str, mask: Tensor) -> None:
+def _check_mask(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         told = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise _refusal(f"`{name}` must be a bool or float tensor", told, "Convert it with .bool() or .float().")
+    if shapes:
+        _check_shape(name, mask, "A boolean hides where it is True, a number is added to the score.", *shapes)
 
 
-class _Layer(NamedTuple):
-    """Hold the parameters of one layer."""
+def _check_shape(name: str, tensor: Tensor | None, remedy: str, *shapes: tuple[int, ...]) -> None:
+    found = None if tensor is None else tuple(tensor.shape)
+    if found not in shapes:
+        raise _refusal(f"`{name}` must have shape {' or '.join(map(str, shapes))}", found, remedy)
+
+
+class _Call(NamedTuple):
+    """Hold the parameters of a layer and what one call asks of it."""
 
     heads: int
     in_weights: tuple[Tensor | None, ...]
     """One packed weight, or those of query, key and value."""
     in_bias: Tensor | None
     more: tuple[Tensor | None, Tensor | None]
-    """A learned key and value that are appended to every sample."""
+    """Appended to the keys and values of every sample, and after them zeros where `zero` says so."""
     zero: bool
-    """Whether a key and value of zeros are appended."""
-    out_weight: Tensor
-    out_bias: Tensor | None
-
-
-class _Asked(NamedTuple):
-    """Hold what one call asks of a layer."""
-
-    key_padding_mask: Tensor | None
-    attn_mask: Tensor | None
+    out: tuple[Tensor, Tensor | None]
+    masks: tuple[Tensor | None, Tensor | None]
     is_causal: bool
     rate: float
-    need_weights: bool
-    average: bool
+    wanted: tuple[bool, bool]
+    """Whether weights are wanted, and averaged."""
     batch_first: bool
     static: tuple[Tensor | None, Tensor | None] = (None, None)
-    """Keys and values, already projected and split, in place of the computed ones."""
+    """Take the place of the projected keys and values."""
 
 
 def multi_head_attention_forward(
@@ -200,14 +200,13 @@ def multi_head_attention_forward(
         InputError: when tensors, parameters and masks do not fit each other.
     """
     if query.shape[-1] != embed_dim_to_check:
-        expectation = f"`query` must have the width {embed_dim_to_check} of `embed_dim_to_check`"
-        raise _refusal(expectation, query.shape[-1], "Project it, or build the layer for its width.")
+        told = query.shape[-1], "Project it, or build the layer for its width."
+        raise _refusal(f"`query` must have the width {embed_dim_to_check} of `embed_dim_to_check`", *told)
     weights = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else (in_proj_weight,)
-    out = out_proj_weight, out_proj_bias
-    layer = _Layer(num_heads, weights, in_proj_bias, (bias_k, bias_v), add_zero_attn, *out)
-    rate, wanted = dropout_p if training else 0.0, (need_weights, average_attn_weights)
-    asked = _Asked(key_padding_mask, attn_mask, is_causal, rate, *wanted, False, (static_k, static_v))
-    return _run(layer, asked, query, key, value)
+    more, out, masks = (bias_k, bias_v), (out_proj_weight, out_proj_bias), (attn_mask, key_padding_mask)
+    rate, wanted, static = dropout_p if training else 0.0, (need_weights, average_attn_weights), (static_k, static_v)
+    layer = num_heads, weights, in_proj_bias, more, add_zero_attn, out
+    return _run(_Call(*layer, masks, is_causal, rate, wanted, False, static), query, key, value)
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -235,15 +234,13 @@ class MultiheadAttention(nn.MultiheadAttention):
         self.__dict__["_qkv_same_embed_dim"] = value
 
     def _reset_parameters(self) -> None:
-        for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
-            if weight is not None:
-                nn.init.xavier_uniform_(weight)
-        for bias in (self.in_proj_bias, self.out_proj.bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
-        for more in (self.bias_k, self.bias_v):
-            if more is not None:
-                nn.init.xavier_normal_(more)
+        weights = (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases, more = (self.in_proj_bias, self.out_proj.bias), (self.bias_k, self.bias_v)
+        ways = (nn.init.xavier_uniform_, weights), (nn.init.zeros_, biases), (nn.init.xavier_normal_, more)
+        for way, parameters in ways:
+            for parameter in parameters:
+                if parameter is not None:
+                    way(parameter)
 
     def forward(
         self,
@@ -261,30 +258,33 @@ class MultiheadAttention(nn.MultiheadAttention):
         Raises:
             InputError: when tensors and masks do not fit each other.
         """
-        if query.is_nested:
+        nested = query.is_nested
+        if nested:
             alone = query is key is value and self.batch_first and key_padding_mask is None and attn_mask is None
-            return self._forward_nested(query, alone, need_weights, average_attn_weights)
-        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        weights = separate if self.in_proj_weight is None else (self.in_proj_weight,)
-        out = self.out_proj.weight, self.out_proj.bias
-        layer = _Layer(self.num_heads, weights, self.in_proj_bias, (self.bias_k, self.bias_v), self.add_zero_attn, *out)
-        rate, wanted = self.dropout if self.training else 0.0, (need_weights, average_attn_weights, self.batch_first)
-        return _run(layer, _Asked(key_padding_mask, attn_mask, is_causal, rate, *wanted), query, key, value)
+            query, key_padding_mask = _padded(query, alone)
+            key = value = query
+        separate = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+        weights = (self.in_proj_weight,) if self.__dict__["_qkv_same_embed_dim"] else separate
+        more, out = (self.bias_k, self.bias_v), (self.out_proj.weight, self.out_proj.bias)
+        rate, masks = self.dropout if self.training else 0.0, (attn_mask, key_padding_mask)
+        layer = self.num_heads, weights, self.in_proj_bias, more, self.add_zero_attn, out
+        call = _Call(*layer, masks, is_causal, rate, (need_weights, average_attn_weights), self.batch_first)
+        output, found = _run(call, query, key, value)
+        return (_unpadded(output, key_padding_mask) if nested else output), found
 
-    def _forward_nested(self, x: Tensor, alone: bool, *wanted: bool) -> tuple[Tensor, Tensor | None]:
-        """Attend within each sample of a nested tensor, which `nn.TransformerEncoder` makes of padded ones."""
-        if not alone:
-            hint = "Use torch.nested.to_padded_tensor and `key_padding_mask`."
-            raise _refusal("a nested input must attend to itself, batch first, without masks", "other arguments", hint)
-        counts = [len(row) for row in x.unbind()]
-        padded_BTM = torch.nested.to_padded_tensor(x, 0.0)
-        places_T = torch.arange(padded_BTM.shape[1], device=x.device)
-        hidden_BT = places_T >= torch.tensor(counts, device=x.device)[:, None]
-        output_BTM, weights = self.forward(padded_BTM, padded_BTM, padded_BTM, hidden_BT, wanted[0], None, wanted[1])
-        if weights is not None:
-            weights = weights.masked_fill(hidden_BT[:, :, None] if wanted[1] else hidden_BT[:, None, :, None], 0)
-        rows = [row[:count] for row, count in zip(output_BTM, counts, strict=True)]
-        return torch.nested.as_nested_tensor(rows), weights
+
+def _padded(x: Tensor, alone: bool) -> tuple[Tensor, Tensor]:
+    """Pad a nested tensor, which `nn.TransformerEncoder` makes of padded ones, and tell where the padding is."""
+    if not alone:
+        remedy = "Use torch.nested.to_padded_tensor and `key_padding_mask`."
+        raise _refusal("a nested input must attend to itself, batch first, without masks", "other arguments", remedy)
+    padded_BTM, lengths_B = torch.nested.to_padded_tensor(x, 0.0), torch.tensor([len(row) for row in x.unbind()])
+    return padded_BTM, (torch.arange(padded_BTM.shape[1]) >= lengths_B[:, None]).to(x.device)
+
+
+def _unpadded(padded_BTM: Tensor, hidden_BT: Tensor | None) -> Tensor:
+    assert hidden_BT is not None, "given by `_padded`"
+    return torch.nested.as_nested_tensor([row[~hidden] for row, hidden in zip(padded_BTM, hidden_BT, strict=True)])
 
 
 def swap(model: nn.Module) -> int:
@@ -298,93 +298,79 @@ def swap(model: nn.Module) -> int:
     return len(found)
 
 
-def _run(layer: _Layer, asked: _Asked, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     """Project, split, attend, join, project."""
-    _check(layer, query, key, value)
-    batched = query.dim() == 3
-    first = asked.batch_first or not batched
-    sides = [_split(x, layer.heads, first) for x in _projected(layer, query, key, value)]
-    query_BHQD, batch, queries = sides[0], sides[0].shape[0], sides[0].shape[2]
-    for i, static in enumerate(asked.static, 1):
+    _check(call, query, key, value)
+    batched, split = query.dim() == 3, (call.heads, -1)
+    first = call.batch_first or not batched
+    sides = [x if batched else x.unsqueeze(0) for x in _projected(call, query, key, value)]
+    sides = [(x if first else x.transpose(0, 1)).unflatten(-1, split).transpose(1, 2) for x in sides]
+    batch, _, queries, width = sides[0].shape
+    for i, static in enumerate(call.static, 1):
         if static is not None:
-            sides[i] = _unfolded(static, batch, layer.heads, query_BHQD.shape[3])
-    mask, bias = _unhidden(asked, (batch, layer.heads, queries, sides[1].shape[2]), batched, layer)
-    key_BHKD, value_BHKD = (_lengthened(x, more, layer) for x, more in zip(sides[1:], layer.more, strict=True))
-    mixed_BHQD = attend(query_BHQD, key_BHKD, value_BHKD, mask, bias=bias, dropout=asked.rate)
+            wanted = (batch * call.heads, *static.shape[1:2], width)
+            _check_shape(("static_k", "static_v")[i - 1], static, "It is projected and split into heads.", wanted)
+            sides[i] = static.unflatten(0, (batch, call.heads))
+    mask, bias = _unhidden(call, (batch, call.heads, queries, sides[1].shape[2]), batched)
+    query_BHQD, key_BHKD, value_BHKD = (_lengthened(x, i, call) for i, x in enumerate(sides))
+    mixed_BHQD = attend(query_BHQD, key_BHKD, value_BHKD, mask, bias=bias, dropout=call.rate)
     mixed = mixed_BHQD.transpose(1, 2) if first else mixed_BHQD.permute(2, 0, 1, 3)
-    output = F.linear(mixed.flatten(2), layer.out_weight, layer.out_bias)
-    weights = _weights(asked, query_BHQD, key_BHKD, mask, bias) if asked.need_weights else None
-    if batched:
-        return output, weights
-    return output.squeeze(0), None if weights is None else weights.squeeze(0)
+    output, weights = F.linear(mixed.flatten(2), *call.out), None
+    if call.wanted[0]:
+        weights = _weights(call.wanted[1], query_BHQD, key_BHKD, mask, bias)
+        weights = weights if batched else weights.squeeze(0)
+    return output if batched else output.squeeze(0), weights
 
 
-def _check(layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> None:
     tensors, width = (query, key, value), query.shape[-1]
     told = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(_NAMES, tensors, strict=True))
     if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
         raise _refusal("query, key and value must have 2 axes, or 3 with a batch", told, "Add the axis to all three.")
     if key.shape[:-1] != value.shape[:-1]:
         raise _refusal("key and value must hold the same samples and positions", told, "They come in pairs.")
-    if layer.heads < 1 or width % layer.heads:
-        raise _refusal(f"`num_heads` must divide the width {width}", layer.heads, f"Take a divisor of {width}.")
-    parts = 3 if len(layer.in_weights) == 1 else 1
-    for name, x, weight in zip(_NAMES, tensors, layer.in_weights * parts, strict=True):
-        wanted = (parts * width, x.shape[-1])
-        if weight is None or tuple(weight.shape) != wanted:
-            hint = "Widths of their own need separate weights (`kdim`, `vdim`, `use_separate_proj_weight`)."
-            found = None if weight is None else tuple(weight.shape)
-            raise _refusal(f"the weight that projects `{name}` must have shape {wanted}", found, hint)
-    for more, other in (layer.more, layer.more[::-1]):
-        if more is not None and (other is None or more.numel() != width):
-            shapes = [None if x is None else tuple(x.shape) for x in layer.more]
-            raise _refusal(f"`bias_k` and `bias_v` must each hold {width} numbers", shapes, "Pass both or neither.")
+    if call.heads < 1 or width % call.heads:
+        raise _refusal(f"`num_heads` must divide the width {width}", call.heads, f"Take a divisor of {width}.")
+    names = ("in_proj_weight",) if len(call.in_weights) == 1 else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    remedy = "Widths that differ need separate weights (`kdim`, `vdim`, `use_separate_proj_weight`)."
+    for i, x in enumerate(tensors):
+        name, weight = names[i % len(names)], call.in_weights[i % len(names)]
+        _check_shape(name, weight, remedy, (3 // len(names) * width, x.shape[-1]))
+    if any(x is not None for x in call.more):
+        for name, more in zip(("bias_k", "bias_v"), call.more, strict=True):
+            _check_shape(name, more, "Pass both or neither.", (1, 1, width), (width,))
 
 
-def _projected(layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+def _projected(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     """Project query, key and value, with a single product for those that are the same tensor."""
+    first, *others = call.in_weights
+    assert first is not None, "checked before"
+    if not others and query is key is value:
+        return F.linear(query, first, call.in_bias).chunk(3, -1)
     width = query.shape[-1]
-    if len(layer.in_weights) == 1 and query is key is value:
-        return F.linear(query, layer.in_weights[0], layer.in_bias).chunk(3, -1)
-    separate, sizes = len(layer.in_weights) == 3, [width, width, width]
-    if key is value and not separate:
-        sizes = [width, 2 * width]
-    weights = layer.in_weights if separate else layer.in_weights[0].split(sizes)
-    biases = [None] * 3 if layer.in_bias is None else layer.in_bias.split(sizes)
+    sizes = [width, 2 * width] if key is value and not others else [width] * 3
+    weights = call.in_weights if others else first.split(sizes)
+    biases = [None] * 3 if call.in_bias is None else call.in_bias.split(sizes)
     parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=False)]
     return tuple(parts) if len(parts) == 3 else (parts[0], *parts[1].chunk(2, -1))
 
 
-def _split(x: Tensor, heads: int, batch_first: bool) -> Tensor:
-    x_BTM = x.unsqueeze(0) if x.dim() == 2 else x if batch_first else x.transpose(0, 1)
-    return x_BTM.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _unfolded(static: Tensor, batch: int, heads: int, width: int) -> Tensor:
-    if static.dim() != 3 or static.shape[0] != batch * heads or static.shape[2] != width:
-        expectation = f"`static_k` and `static_v` must have shape ({batch * heads}, keys, {width})"
-        raise _refusal(expectation, tuple(static.shape), "They are projected and split into heads already.")
-    return static.unflatten(0, (batch, heads))
-
-
-def _lengthened(x_BHKD: Tensor, more: Tensor | None, layer: _Layer) -> Tensor:
-    """Append the learned vector and the zero one."""
-    batch, heads, _, width = x_BHKD.shape
+def _lengthened(x_BHTD: Tensor, side: int, call: _Call) -> Tensor:
+    """Append the learned vector and the zero one to keys and values."""
+    batch, heads, _, width = x_BHTD.shape
+    more = call.more[side - 1] if side else None
     learned = [] if more is None else [more.flatten().unflatten(0, (heads, 1, width)).expand(batch, -1, -1, -1)]
-    zeros = [x_BHKD.new_zeros(batch, heads, 1, width)] if layer.zero else []
-    return torch.cat([x_BHKD, *learned, *zeros], 2) if learned or zeros else x_BHKD
+    zeros = [x_BHTD.new_zeros(batch, heads, 1, width)] if side and call.zero else []
+    return torch.cat([x_BHTD, *learned, *zeros], 2) if learned or zeros else x_BHTD
 
 
-def _unhidden(
-    asked: _Asked, sizes: tuple[int, int, int, int], batched: bool, layer: _Layer
-) -> tuple[Mask | None, Tensor | None]:
+def _unhidden(call: _Call, sizes: tuple[int, int, int, int], batched: bool) -> _Masks:
     """Translate masks that hide where `True` to what may be seen and what is added; no axis is spread out."""
     batch, heads, queries, keys = sizes
-    attn, padding = asked.attn_mask, asked.key_padding_mask
-    if asked.is_causal and attn is None:
-        hint = "Make one with nn.Transformer.generate_square_subsequent_mask."
-        raise _refusal("`attn_mask` must be given with `is_causal`, a hint about it", None, hint)
-    if asked.is_causal and padding is None and not asked.need_weights:
+    attn, padding = call.masks
+    if call.is_causal and attn is None:
+        raise _refusal("`attn_mask` must be given with `is_causal`, a hint about it", None, "Give both or neither.")
+    if call.is_causal and padding is None and not call.wanted[0]:
         return Mask.causal("start"), None
     masks = []
     if attn is not None:
@@ -393,27 +379,20 @@ def _unhidden(
     if padding is not None:
         _check_mask("key_padding_mask", padding, (batch, keys) if batched else (keys,))
         masks.append(padding[..., None, None, :] if batched else padding[None, None, None])
-    extra = (layer.more[0] is not None) + layer.zero
+    extra = (call.more[0] is not None) + call.zero
     masks = [F.pad(mask, (0, extra)) for mask in masks] if extra else masks
     hidden = [mask for mask in masks if mask.dtype == torch.bool]
     added = [mask for mask in masks if mask.dtype != torch.bool]
-    seen = Mask.dense(~(hidden[0] | hidden[-1])) if hidden else None
-    return seen, added[0] + added[1] if len(added) == 2 else added[0] if added else None
+    seen = Mask.dense(~(hidden[0] | hidden[1] if len(hidden) == 2 else hidden[0])) if hidden else None
+    return seen, sum(added[1:], added[0]) if added else None
 
 
-def _check_mask(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
-    _check_type(name, mask)
-    if tuple(mask.shape) not in shapes:
-        wanted = " or ".join(map(str, shapes))
-        raise _refusal(f"`{name}` must have shape {wanted}", tuple(mask.shape), "A boolean hides where it is True.")
-
-
-def _weights(asked: _Asked, query_BHQD: Tensor, key_BHKD: Tensor, mask: Mask | None, bias: Tensor | None) -> Tensor:
+def _weights(average: bool, query_BHQD: Tensor, key_BHKD: Tensor, mask: Mask | None, bias: Tensor | None) -> Tensor:
     """Compute the weights, averaged over heads where asked; where they are many, in windows of queries."""
 
     def window(rows: slice | None) -> Tensor:
         weights_BHQK = attention_weights(query_BHQD, key_BHKD, mask, bias=bias, queries=rows)
-        return weights_BHQK.mean(1) if asked.average else weights_BHQK
+        return weights_BHQK.mean(1) if average else weights_BHQK
 
     batch, heads, queries, _ = query_BHQD.shape
     step = max(1, _MOST_AT_ONCE // max(1, batch * heads * key_BHKD.shape[2]))

@@ -78,68 +78,79 @@ def of_tile(scores_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Sta
     largest_BHQ, at_BHQ = scores_BHQK.max(-1) if asked.peak else (scores_BHQK.amax(-1), None)
     live_BHQ = largest_BHQ != -torch.inf
     centred_BHQK = scores_BHQK.sub_(largest_BHQ.masked_fill(~live_BHQ, 0)[..., None])
-    weights_BHQK = centred_BHQK.exp()
-    total_BHQ = weights_BHQK.sum(-1).masked_fill(~live_BHQ, 1)
+    powers_BHQK = centred_BHQK.exp()
+    total_BHQ = powers_BHQK.sum(-1).masked_fill(~live_BHQ, 1)
+    share_BHQ = total_BHQ.reciprocal().masked_fill(~live_BHQ, 0)
     seen: dict[str, Tensor] = {}
     if asked.entropy:
-        # Centred on the maximum, both factors are exact near 0 and the sum cannot go below 0; -inf * 0 counts as 0.
-        lost_BHQ = torch.linalg.vecdot(weights_BHQK, centred_BHQK.clamp_(min=torch.finfo(centred_BHQK.dtype).min))
-        seen["entropy_BHQ"] = (total_BHQ.log() - lost_BHQ / total_BHQ).masked_fill(~live_BHQ, 0)
-    weights_BHQK /= total_BHQ[..., None]
+        # Centred on the maximum, both factors are exact near 0 and the sum cannot go below 0; 0 * -inf counts as 0.
+        lost_BHQ = torch.linalg.vecdot(powers_BHQK, centred_BHQK.clamp_(min=torch.finfo(centred_BHQK.dtype).min))
+        seen["entropy_BHQ"] = total_BHQ.log() - lost_BHQ * share_BHQ
     if at_BHQ is not None:
-        seen["peak_BHQ"] = total_BHQ.reciprocal().masked_fill(~live_BHQ, 0)
+        seen["peak_BHQ"] = share_BHQ
         seen["peak_key_BHQ"] = (at_BHQ + (tile.keys.start + problem.origin[3])).masked_fill(~live_BHQ, -1)
-    seen |= _where(weights_BHQK, problem, tile, asked)
+    for name, mass_BHQ in _where(powers_BHQK, problem, tile, asked).items():
+        seen[name] = mass_BHQ * share_BHQ
     if asked.received:
-        seen["received_BHK"] = weights_BHQK.sum(-2)
+        seen["received_BHK"] = (share_BHQ[..., None, :] @ powers_BHQK)[..., 0, :]
     if asked.map:
-        seen["map_BHPP"], seen["map_count_BHP"] = _map(weights_BHQK, live_BHQ, problem, tile, asked.map)
+        seen["map_BHPP"], seen["map_count_BHP"] = _map(powers_BHQK, share_BHQ, live_BHQ, problem, tile, asked.map)
     if asked.links:
-        seen["link_weight_BHQN"], seen["link_key_BHQN"] = _links(weights_BHQK, problem, tile, asked.links)
+        weight_BHQN, seen["link_key_BHQN"] = _links(powers_BHQK, problem, tile, asked.links)
+        seen["link_weight_BHQN"] = weight_BHQN * share_BHQ[..., None]
     return seen
 
 
-def _where(weights_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Statistics) -> dict[str, Tensor]:
-    """Compute the statistics that are sums of weight times a function of place."""
+def _where(powers_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Statistics) -> dict[str, Tensor]:
+    """Compute the statistics that are sums of weight times a function of place, up to the rows' common factor."""
     extent, (rows_Q, keys_K) = blocks.extent_of(problem), blocks.indices(problem, tile)
-    place_K = (keys_K - extent.start).to(weights_BHQK.dtype)
-    relative = extent.relative(rows_Q, keys_K)
-    dtype = weights_BHQK.dtype
-    factors: dict[str, Tensor | None] = {
-        "position_BHQ": place_K if asked.position else None,
-        "distance_BHQ": relative.abs() if asked.distance else None,
-        "sink_BHQ": (place_K >= 0) & (place_K < asked.sink) if asked.sink else None,
-        "diagonal_BHQ": relative == 0 if asked.diagonal else None,
-        "previous_BHQ": relative == -1 if asked.previous else None,
-        "next_BHQ": relative == 1 if asked.next else None,
-        "local_BHQ": None if asked.local is None else relative.abs() <= asked.local,
-    }
-    return {
-        name: torch.linalg.vecdot(weights_BHQK, factor.to(dtype).expand_as(weights_BHQK))
-        for name, factor in factors.items()
-        if factor is not None
-    }
+    place_K = (keys_K - extent.start).expand(*powers_BHQK.shape[:1], 1, 1, -1)
+    found: dict[str, Tensor] = {}
+    if asked.position or asked.sink:
+        factors_BHKN = torch.stack([place_K, (place_K >= 0) & (place_K < asked.sink)], -1)[:, :, 0]
+        place_BHQN = powers_BHQK @ factors_BHKN.to(powers_BHQK.dtype)
+        found |= {"position_BHQ": place_BHQN[..., 0]} if asked.position else {}
+        found |= {"sink_BHQ": place_BHQN[..., 1]} if asked.sink else {}
+    if asked.distance or asked.local is not None:
+        distance_BHQK = extent.relative(rows_Q, keys_K).abs().expand_as(powers_BHQK)
+        if asked.distance:
+            found["distance_BHQ"] = torch.linalg.vecdot(powers_BHQK, distance_BHQK.to(powers_BHQK.dtype))
+        if asked.local is not None:
+            found["local_BHQ"] = torch.linalg.vecdot(powers_BHQK, (distance_BHQK <= asked.local).to(powers_BHQK.dtype))
+    for name, step in (("diagonal", 0), ("previous", -1), ("next", 1)):
+        if getattr(asked, name):
+            own_BHQ = extent.start + rows_Q[:, None] + (extent.keys - extent.queries + step - tile.keys.start)
+            found[f"{name}_BHQ"] = _at(powers_BHQK, own_BHQ)
+    return found
+
+
+def _at(powers_BHQK: Tensor, index_Q1: Tensor) -> Tensor:
+    """Pick one column of each row; 0 where it lies outside."""
+    keys = powers_BHQK.shape[-1]
+    inside_Q1 = (index_Q1 >= 0) & (index_Q1 < keys)
+    index_BHQK = index_Q1.clamp(0, keys - 1).long().expand(*powers_BHQK.shape[:3], 1)
+    return (powers_BHQK.gather(-1, index_BHQK) * inside_Q1)[..., 0]
 
 
 def _cells(place: Tensor, length: Any, cells: int) -> Tensor:
     """Find the cell of each place among `length` ones; places outside, which hold no weight, fall into the last."""
-    length = length.clamp(min=1) if isinstance(length, Tensor) else max(length, 1)
+    length = length.clamp(min=1) if isinstance(length, Tensor) else torch.sym_max(length, 1)
     return (place.long() * cells).div(length, rounding_mode="floor").clamp(0, cells - 1)
 
 
 def _map(
-    weights_BHQK: Tensor, live_BHQ: Tensor, problem: Problem, tile: blocks.Tile, cells: int
+    powers_BHQK: Tensor, share_BHQ: Tensor, live_BHQ: Tensor, problem: Problem, tile: blocks.Tile, cells: int
 ) -> tuple[Tensor, Tensor]:
-    """Pool a tile's weights into cells by two products with indicator matrices."""
+    """Pool a tile's weights into cells by two products with indicator matrices, and count the live rows of each."""
     extent, (rows_Q, keys_K) = blocks.extent_of(problem), blocks.indices(problem, tile)
     if problem.mask.key_length_B is None:
         extent, rows_Q = _whole(problem, extent), rows_Q + problem.origin[2]
     row_BHQ = _cells(rows_Q, _row(extent.queries), cells)
     key_BHK = _cells(keys_K - _row(extent.start), _row(extent.keys), cells)
-    dtype = weights_BHQK.dtype
+    dtype = powers_BHQK.dtype
     by_key_BHKP = torch.nn.functional.one_hot(key_BHK, cells).to(dtype)
     by_row_BHPQ = torch.nn.functional.one_hot(row_BHQ, cells).to(dtype).transpose(-1, -2)
-    mass_BHPP = by_row_BHPQ @ (weights_BHQK @ by_key_BHKP)
+    mass_BHPP = by_row_BHPQ @ (powers_BHQK @ by_key_BHKP * share_BHQ[..., None])
     count_BHP = (by_row_BHPQ @ live_BHQ.to(dtype)[..., None])[..., 0]
     return mass_BHPP, count_BHP.round().long()
 
@@ -153,10 +164,10 @@ def _row(size: Any) -> Any:
     return size[..., 0] if isinstance(size, Tensor) else size
 
 
-def _links(weights_BHQK: Tensor, problem: Problem, tile: blocks.Tile, links: int) -> tuple[Tensor, Tensor]:
+def _links(powers_BHQK: Tensor, problem: Problem, tile: blocks.Tile, links: int) -> tuple[Tensor, Tensor]:
     """Take the strongest keys of each query, and weight 0 and key -1 where fewer are visible."""
-    found = min(links, weights_BHQK.shape[-1])
-    weight_BHQN, key_BHQN = weights_BHQK.topk(found, -1)
+    found = min(links, powers_BHQK.shape[-1])
+    weight_BHQN, key_BHQN = powers_BHQK.topk(found, -1)
     key_BHQN = (key_BHQN + (tile.keys.start + problem.origin[3])).masked_fill(weight_BHQN == 0, -1)
     pad = (0, links - found)
     return torch.nn.functional.pad(weight_BHQN, pad), torch.nn.functional.pad(key_BHQN, pad, value=-1)

@@ -51,8 +51,17 @@ def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]
     tensors += [getattr(problem.mask, name) for name in _MASK_TENSORS]
     mask = problem.mask
     settings = mask.left, mask.right, mask.start_causal, problem.scale, problem.rate, asked.asked, backend
+    if not _watched(tensors):
+        return tuple(torch.ops.headwise.attend(*tensors, *settings))
     results: tuple[Tensor, ...] = _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
     return results
+
+
+def _watched(tensors: list[Tensor | None]) -> bool:
+    """Tell whether anything needs to know the gradient; to tie the operation to it costs more than a small call."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str]:
