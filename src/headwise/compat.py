@@ -57,10 +57,9 @@ def scaled_dot_product_attention(
         torch.Size([3, 5, 8])
     """
     if is_causal and attn_mask is not None:
-        told = f"a mask of shape {tuple(attn_mask.shape)}"
-        raise _refusal("`attn_mask` must be left out with `is_causal`", told, "Put both into one mask.")
+        raise _refusal("`attn_mask` must be left out with `is_causal`", "both", "Write the causal part into the mask.")
     key, value = _checked(query, key, value, enable_gqa)
-    shape = _common([x.shape[: -3 if enable_gqa else -2] for x in (query, key, value)])
+    shape = _common(-3 if enable_gqa else -2, query, key, value)
     lone = not enable_gqa and len(shape) < 2
     if lone:
         query, key, value = (x.unsqueeze(-3) for x in (query, key, value))
@@ -88,26 +87,25 @@ def _checked(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> tuple[
         if x.is_nested:
             raise _refusal(f"`{name}` must be a plain tensor", "a nested one", "Use torch.nested.to_padded_tensor.")
         if x.dim() < least:
-            raise _refusal(
-                f"`{name}` must have at least {least} axes", tuple(x.shape), "Add what is missing with x[None]."
-            )
-    if not grouped:
-        return key, value
-    heads, groups = query.shape[-3], [x.shape[-3] for x in (key, value)]
-    if any(count == 0 or heads % count for count in groups):
-        told = f"{heads} over {groups[0]} and {groups[1]}"
-        raise _refusal("the query heads must be a multiple of those of key and value", told, "Each serves as many.")
-    if groups[0] == groups[1]:
-        return key, value
-    return key.repeat_interleave(heads // groups[0], -3), value.repeat_interleave(heads // groups[1], -3)
+            raise _refusal(f"`{name}` must have at least {least} axes", tuple(x.shape), "Add some with x[None].")
+    if grouped:
+        heads, groups = query.shape[-3], [x.shape[-3] for x in (key, value)]
+        if any(count == 0 or heads % count for count in groups):
+            raise _refusal("query heads must be a multiple of key heads", _told(query, key, value), "Repeat some.")
+        if groups[0] != groups[1]:
+            key, value = (x.repeat_interleave(heads // x.shape[-3], -3) for x in (key, value))
+    return key, value
 
 
-def _common(shapes: list[torch.Size]) -> tuple[int, ...]:
+def _told(*tensors: Tensor) -> str:
+    return ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(_NAMES, tensors, strict=True))
+
+
+def _common(cut: int, *tensors: Tensor) -> tuple[int, ...]:
     try:
-        return tuple(torch.broadcast_shapes(*shapes))
+        return tuple(torch.broadcast_shapes(*(x.shape[:cut] for x in tensors)))
     except RuntimeError:
-        told, remedy = ", ".join(str(tuple(shape)) for shape in shapes), "Only `enable_gqa` lets the heads differ."
-        raise _refusal("the leading axes of query, key and value must broadcast", told, remedy) from None
+        raise _refusal("leading axes must broadcast", _told(*tensors), "`enable_gqa` lets the heads differ.") from None
 
 
 def _visible(mask: Tensor | None, lone: bool, full: tuple[int, ...]) -> _Masks:
@@ -136,8 +134,8 @@ def _check_mask(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
 
 
 def _check_shape(name: str, tensor: Tensor | None, remedy: str, *shapes: tuple[int, ...]) -> None:
-    found = None if tensor is None else tuple(tensor.shape)
-    if found not in shapes:
+    if tensor is None or not any(tensor.shape == shape for shape in shapes):
+        found = None if tensor is None else tuple(tensor.shape)
         raise _refusal(f"`{name}` must have shape {' or '.join(map(str, shapes))}", found, remedy)
 
 
@@ -155,8 +153,8 @@ class _Call(NamedTuple):
     masks: tuple[Tensor | None, Tensor | None]
     is_causal: bool
     rate: float
-    wanted: tuple[bool, bool]
-    """Whether weights are wanted, and averaged."""
+    need_weights: bool
+    average: bool
     batch_first: bool
     static: tuple[Tensor | None, Tensor | None] = (None, None)
     """Take the place of the projected keys and values."""
@@ -206,7 +204,7 @@ def multi_head_attention_forward(
     more, out, masks = (bias_k, bias_v), (out_proj_weight, out_proj_bias), (attn_mask, key_padding_mask)
     rate, wanted, static = dropout_p if training else 0.0, (need_weights, average_attn_weights), (static_k, static_v)
     layer = num_heads, weights, in_proj_bias, more, add_zero_attn, out
-    return _run(_Call(*layer, masks, is_causal, rate, wanted, False, static), query, key, value)
+    return _run(_Call(*layer, masks, is_causal, rate, *wanted, False, static), query, key, value)
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -253,38 +251,36 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the output and, with `need_weights`, the weights; boolean masks hide where `True`.
-
-        Raises:
-            InputError: when tensors and masks do not fit each other.
-        """
-        nested = query.is_nested
-        if nested:
+        """Compute the output and, with `need_weights`, the weights; boolean masks hide where `True`."""
+        hidden_BT = None
+        if query.is_nested:
             alone = query is key is value and self.batch_first and key_padding_mask is None and attn_mask is None
-            query, key_padding_mask = _padded(query, alone)
-            key = value = query
+            query, hidden_BT = _padded(query, alone)
+            key, value, key_padding_mask = query, query, hidden_BT
         separate = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
         weights = (self.in_proj_weight,) if self.__dict__["_qkv_same_embed_dim"] else separate
         more, out = (self.bias_k, self.bias_v), (self.out_proj.weight, self.out_proj.bias)
         rate, masks = self.dropout if self.training else 0.0, (attn_mask, key_padding_mask)
         layer = self.num_heads, weights, self.in_proj_bias, more, self.add_zero_attn, out
-        call = _Call(*layer, masks, is_causal, rate, (need_weights, average_attn_weights), self.batch_first)
+        call = _Call(*layer, masks, is_causal, rate, need_weights, average_attn_weights, self.batch_first)
         output, found = _run(call, query, key, value)
-        return (_unpadded(output, key_padding_mask) if nested else output), found
+        return (output, found) if hidden_BT is None else _unpadded(output, found, hidden_BT)
 
 
 def _padded(x: Tensor, alone: bool) -> tuple[Tensor, Tensor]:
     """Pad a nested tensor, which `nn.TransformerEncoder` makes of padded ones, and tell where the padding is."""
     if not alone:
         remedy = "Use torch.nested.to_padded_tensor and `key_padding_mask`."
-        raise _refusal("a nested input must attend to itself, batch first, without masks", "other arguments", remedy)
+        raise _refusal("a nested input must come alone: itself three times, batch first, no masks", "more", remedy)
     padded_BTM, lengths_B = torch.nested.to_padded_tensor(x, 0.0), torch.tensor([len(row) for row in x.unbind()])
     return padded_BTM, (torch.arange(padded_BTM.shape[1]) >= lengths_B[:, None]).to(x.device)
 
 
-def _unpadded(padded_BTM: Tensor, hidden_BT: Tensor | None) -> Tensor:
-    assert hidden_BT is not None, "given by `_padded`"
-    return torch.nested.as_nested_tensor([row[~hidden] for row, hidden in zip(padded_BTM, hidden_BT, strict=True)])
+def _unpadded(padded_BTM: Tensor, weights: Tensor | None, hidden_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+    rows = [row[~hidden] for row, hidden in zip(padded_BTM, hidden_BT, strict=True)]
+    if weights is not None:
+        weights = weights.masked_fill(hidden_BT.unflatten(1, (*(1,) * (weights.dim() - 3), -1, 1)), 0)
+    return torch.nested.as_nested_tensor(rows), weights
 
 
 def swap(model: nn.Module) -> int:
@@ -312,23 +308,23 @@ def _run(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
             _check_shape(("static_k", "static_v")[i - 1], static, "It is projected and split into heads.", wanted)
             sides[i] = static.unflatten(0, (batch, call.heads))
     mask, bias = _unhidden(call, (batch, call.heads, queries, sides[1].shape[2]), batched)
-    query_BHQD, key_BHKD, value_BHKD = (_lengthened(x, i, call) for i, x in enumerate(sides))
+    query_BHQD = sides[0]
+    key_BHKD, value_BHKD = (_lengthened(x, more, call.zero) for x, more in zip(sides[1:], call.more, strict=True))
     mixed_BHQD = attend(query_BHQD, key_BHKD, value_BHKD, mask, bias=bias, dropout=call.rate)
     mixed = mixed_BHQD.transpose(1, 2) if first else mixed_BHQD.permute(2, 0, 1, 3)
     output, weights = F.linear(mixed.flatten(2), *call.out), None
-    if call.wanted[0]:
-        weights = _weights(call.wanted[1], query_BHQD, key_BHKD, mask, bias)
+    if call.need_weights:
+        weights = _weights(call.average, query_BHQD, key_BHKD, mask, bias)
         weights = weights if batched else weights.squeeze(0)
     return output if batched else output.squeeze(0), weights
 
 
 def _check(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> None:
     tensors, width = (query, key, value), query.shape[-1]
-    told = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(_NAMES, tensors, strict=True))
     if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
-        raise _refusal("query, key and value must have 2 axes, or 3 with a batch", told, "Add the axis to all three.")
+        raise _refusal("inputs must have 2 axes, or 3 with a batch", _told(*tensors), "Add the axis to all three.")
     if key.shape[:-1] != value.shape[:-1]:
-        raise _refusal("key and value must hold the same samples and positions", told, "They come in pairs.")
+        raise _refusal("key and value must hold the same samples and positions", _told(*tensors), "They come in pairs.")
     if call.heads < 1 or width % call.heads:
         raise _refusal(f"`num_heads` must divide the width {width}", call.heads, f"Take a divisor of {width}.")
     names = ("in_proj_weight",) if len(call.in_weights) == 1 else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -355,13 +351,12 @@ def _projected(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[
     return tuple(parts) if len(parts) == 3 else (parts[0], *parts[1].chunk(2, -1))
 
 
-def _lengthened(x_BHTD: Tensor, side: int, call: _Call) -> Tensor:
-    """Append the learned vector and the zero one to keys and values."""
-    batch, heads, _, width = x_BHTD.shape
-    more = call.more[side - 1] if side else None
+def _lengthened(x_BHKD: Tensor, more: Tensor | None, zero: bool) -> Tensor:
+    """Append the learned vector and the zero one."""
+    batch, heads, _, width = x_BHKD.shape
     learned = [] if more is None else [more.flatten().unflatten(0, (heads, 1, width)).expand(batch, -1, -1, -1)]
-    zeros = [x_BHTD.new_zeros(batch, heads, 1, width)] if side and call.zero else []
-    return torch.cat([x_BHTD, *learned, *zeros], 2) if learned or zeros else x_BHTD
+    zeros = [x_BHKD.new_zeros(batch, heads, 1, width)] if zero else []
+    return torch.cat([x_BHKD, *learned, *zeros], 2) if learned or zeros else x_BHKD
 
 
 def _unhidden(call: _Call, sizes: tuple[int, int, int, int], batched: bool) -> _Masks:
@@ -370,7 +365,7 @@ def _unhidden(call: _Call, sizes: tuple[int, int, int, int], batched: bool) -> _
     attn, padding = call.masks
     if call.is_causal and attn is None:
         raise _refusal("`attn_mask` must be given with `is_causal`, a hint about it", None, "Give both or neither.")
-    if call.is_causal and padding is None and not call.wanted[0]:
+    if call.is_causal and padding is None and not call.need_weights:
         return Mask.causal("start"), None
     masks = []
     if attn is not None:
@@ -394,8 +389,10 @@ def _weights(average: bool, query_BHQD: Tensor, key_BHKD: Tensor, mask: Mask | N
         weights_BHQK = attention_weights(query_BHQD, key_BHKD, mask, bias=bias, queries=rows)
         return weights_BHQK.mean(1) if average else weights_BHQK
 
+    if torch.compiler.is_compiling():  # a branch on a size would freeze it
+        return window(None)
     batch, heads, queries, _ = query_BHQD.shape
     step = max(1, _MOST_AT_ONCE // max(1, batch * heads * key_BHKD.shape[2]))
-    if torch.compiler.is_compiling() or queries <= step:
+    if queries <= step:
         return window(None)
     return torch.cat([window(slice(a, a + step)) for a in range(0, queries, step)], -2)

@@ -65,7 +65,7 @@ class Tile(NamedTuple):
 
 
 def parts(problem: Problem, unit_cost: int, budget: int, least_heads: int = 1) -> Iterator[Part]:
-    """Cut a call along samples and heads.
+    """Cut a call along samples and heads; a sample in which nothing is valid is left out.
 
     Args:
         problem: the whole call.
@@ -81,6 +81,8 @@ def parts(problem: Problem, unit_cost: int, budget: int, least_heads: int = 1) -
     spans = _spans(problem.mask, queries) if alone else None
     for b in range(0, batch, samples):
         rows, columns = (slice(0, queries), slice(0, keys)) if spans is None else spans[b]
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            continue
         for g in range(0, groups, step):
             ranges = slice(b, min(b + samples, batch)), slice(g, min(g + step, groups)), rows, columns
             yield _part(problem, *ranges, padded=not alone)
@@ -237,6 +239,8 @@ def scores(problem: Problem, tile: Tile, scaled_query_BHQD: Tensor) -> tuple[Ten
     bias_BHQK = bias_of(problem, tile)
     if bias_BHQK is not None:
         scores_BHQK += bias_BHQK
+        if problem.bias_BHQK is not None:  # it may hide, and a NaN that it hides would survive the sum
+            scores_BHQK.masked_fill_(bias_BHQK == -torch.inf, -torch.inf)
     visible_BHQK = visible(problem, tile)
     if visible_BHQK is not None:
         scores_BHQK.masked_fill_(~visible_BHQK, -torch.inf)
@@ -245,7 +249,7 @@ def scores(problem: Problem, tile: Tile, scaled_query_BHQD: Tensor) -> tuple[Ten
 
 def kept(problem: Problem, tile: Tile) -> Tensor | None:
     """Decide which weights of a tile dropout keeps; `None` when there is no dropout."""
-    if problem.rate == 0 or problem.seed is None:
+    if problem.rate == 0 or problem.seed is None or tile.keys.stop <= tile.keys.start:
         return None
     batch, heads = problem.query_BHQD.shape[:2]
     starts = (

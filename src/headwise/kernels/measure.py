@@ -112,16 +112,22 @@ def _where(powers_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Stat
         found |= {"position_BHQ": place_BHQN[..., 0]} if asked.position else {}
         found |= {"sink_BHQ": place_BHQN[..., 1]} if asked.sink else {}
     if asked.distance or asked.local is not None:
-        distance_BHQK = extent.relative(rows_Q, keys_K).abs().expand_as(powers_BHQK)
+        distance_QK = extent.relative(rows_Q, keys_K).abs()
         if asked.distance:
-            found["distance_BHQ"] = torch.linalg.vecdot(powers_BHQK, distance_BHQK.to(powers_BHQK.dtype))
+            found["distance_BHQ"] = _dot(powers_BHQK, distance_QK)
         if asked.local is not None:
-            found["local_BHQ"] = torch.linalg.vecdot(powers_BHQK, (distance_BHQK <= asked.local).to(powers_BHQK.dtype))
+            found["local_BHQ"] = _dot(powers_BHQK, distance_QK <= asked.local)
     for name, step in (("diagonal", 0), ("previous", -1), ("next", 1)):
         if getattr(asked, name):
             own_BHQ = extent.start + rows_Q[:, None] + (extent.keys - extent.queries + step - tile.keys.start)
             found[f"{name}_BHQ"] = _at(powers_BHQK, own_BHQ)
     return found
+
+
+def _dot(powers_BHQK: Tensor, factor: Tensor) -> Tensor:
+    """Sum each row times a factor that samples or heads may share."""
+    sum_BHQ: Tensor = torch.linalg.vecdot(powers_BHQK, factor.to(powers_BHQK.dtype).expand_as(powers_BHQK))
+    return sum_BHQ
 
 
 def _at(powers_BHQK: Tensor, index_Q1: Tensor) -> Tensor:
