@@ -41,7 +41,7 @@ def attend(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     seen = measure.empty(asked, problem)
     if seen and scores_BHQK.shape[-1] > 0:
         seen |= measure.of_tile(scores_BHQK.detach().clone(), problem, whole, asked)
-    if asked.entropy and scores_BHQK.shape[-1] > 0:
+    if asked.entropy:
         # Written so that a hidden key gives 0 * 0 and not 0 * -inf, in the gradient too.
         gap_BHQK = torch.where(weights_BHQK == 0, 0, lse_BHQ[..., None] - scores_BHQK)
         seen["entropy_BHQ"] = (weights_BHQK * gap_BHQK).sum(-1)
@@ -61,8 +61,10 @@ def _whole(problem: Problem) -> blocks.Tile:
 def _scores(problem: Problem, window: slice = slice(None)) -> Tensor:
     """Compute scores, hidden ones at -inf; what is hidden and not finite leaves no trace, in the gradient either."""
     whole = _whole(problem)
-    start, stop, _ = window.indices(whole.rows.stop)
-    tile = blocks.Tile(slice(start, max(start, stop)), whole.keys, True) if window != slice(None) else whole
+    tile = whole
+    if window != slice(None):  # else the size stays free in an exported program
+        start, stop, _ = window.indices(whole.rows.stop)
+        tile = blocks.Tile(slice(start, max(start, stop)), whole.keys, True)
     query_BHQD, key_BGKD = (x.to(problem.working_dtype) for x in (problem.query_BHQD[:, :, window], problem.key_BGKD))
     broken_BHQK = None
     if problem.hides:

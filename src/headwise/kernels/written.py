@@ -110,10 +110,13 @@ def _slope(
     scores_BHQK, visible_BHQK = blocks.scores(problem, tile, query_BHQD)
     log_BHQK = scores_BHQK.sub_(lse_BHQ.masked_fill(dead_BHQ, torch.inf)[..., None])
     weights_BHQK = log_BHQK.exp()
+    # Rounding of a large log-sum-exp is a common factor of its row, which the sum undoes.
+    total_BHQ1 = weights_BHQK.sum(-1, keepdim=True)
+    weights_BHQK.div_(total_BHQ1.masked_fill_(total_BHQ1 == 0, 1))
     pull_BHQK, dropped_BHQK = _pull(problem, tile, grad_BHQE, weights_BHQK)
     if grad_entropy_BHQ is not None and entropy_BHQ is not None:
         # Weights below exp(-1e4) are 0 in every type, whatever their logarithm.
-        spread_BHQK = log_BHQK.clamp_(min=-1e4).add_(entropy_BHQ[..., None])
+        spread_BHQK = log_BHQK.sub_(total_BHQ1.log()).clamp_(min=-1e4).add_(entropy_BHQ[..., None])
         pull_BHQK.sub_(spread_BHQK.mul_(grad_entropy_BHQ[..., None]))
     if visible_BHQK is not None:
         pull_BHQK.masked_fill_(~visible_BHQK, 0)
