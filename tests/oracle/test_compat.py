@@ -190,16 +190,16 @@ def test_compiles_whole():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-def test_exports_with_free_sizes():
-    # TODO: with weights too, once `headwise.attention_weights` leaves the sizes free: `slice.indices` freezes them.
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_exports_with_free_sizes(need_weights):
     ours, theirs = (module.eval() for module in pair(batch_first=True))
     samples, length = torch.export.Dim("samples"), torch.export.Dim("length")
     args, shapes = (torch.randn(3, 7, M),) * 3, [{0: samples, 1: length}] * 4
     hidden = torch.zeros(3, 7, dtype=torch.bool)
-    program = torch.export.export(ours, (*args, hidden, False), dynamic_shapes=[*shapes, None]).module()
+    program = torch.export.export(ours, (*args, hidden, need_weights), dynamic_shapes=[*shapes, None]).module()
     for batch, keys in ((2, 5), (5, 150)):
         x, hidden = torch.randn(batch, keys, M), torch.rand(batch, keys) > 0.9
-        torch.testing.assert_close(program(x, x, x, hidden, False), theirs(x, x, x, hidden, False))
+        torch.testing.assert_close(program(x, x, x, hidden, need_weights), theirs(x, x, x, hidden, need_weights))
 
 
 def test_transforms():

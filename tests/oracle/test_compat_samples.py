@@ -12,9 +12,7 @@ from tests.oracle.side_by_side import assert_same
 
 # PyTorch's samples have scores in the hundreds, and exp turns their rounding into errors of eps times the score, which
 # luck spreads unevenly: twice law 1.
-# TODO: set to 2 once the fused backward pass divides the weights that it recomputes by their sum: exp(score -
-# log-sum-exp) is off by eps times the score, all weights of a row alike, and the gradients with them (up to 55 times).
-SLACK = 60
+SLACK = 2
 DTYPES = (torch.float32, torch.float64)
 
 
