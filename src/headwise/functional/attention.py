@@ -101,17 +101,13 @@ def attend(
         (torch.Size([2, 4, 5, 8]), torch.Size([2, 4, 5]))
     """
     problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, scale, dropout)
-    asked = statistics if statistics is not None else _NOTHING
-    asked.check()
-    if backend == "reference":
-        output, lse_BHQ, *found = reference.attend(problem, asked)
-    else:
-        if backend != "auto":
-            named(backend)
-        output, lse_BHQ, *found = run(problem, asked, backend)
+    if backend != "auto":
+        named(backend)
     if statistics is None:
-        return output
-    return output, Seen(lse_BHQ, **dict(zip(measure.names(asked), found, strict=True)))
+        return (reference.attend(problem, _NOTHING) if backend == "reference" else run(problem, _NOTHING, backend))[0]
+    statistics.check()
+    way = reference.attend(problem, statistics) if backend == "reference" else run(problem, statistics, backend)
+    return way[0], Seen(way[1], **dict(zip(measure.names(statistics), way[2:], strict=True)))
 
 
 _NOTHING = Statistics()

@@ -99,8 +99,11 @@ def _spans(mask: Any, queries: int) -> list[tuple[slice, slice]]:
 
 def _part(problem: Problem, batch: slice, groups: slice, rows: slice, keys: slice, *, padded: bool) -> Part:
     """Cut every tensor of a call down to a part; `padded` keeps the lengths, else rows and keys are all valid."""
-    share = problem.query_BHQD.shape[1] // problem.key_BGKD.shape[1]
+    count, held = problem.key_BGKD.shape[:2]
+    share = problem.query_BHQD.shape[1] // held
     heads = slice(groups.start * share, groups.stop * share)
+    if padded and (batch, groups) == (slice(0, count), slice(0, held)):
+        return Part(batch, heads, groups, rows, keys, problem)  # the whole call
     mask = _cut_mask(problem.mask, batch, heads, rows, keys, padded=padded)
     small = problem.but(
         query_BHQD=problem.query_BHQD[batch, heads, rows],

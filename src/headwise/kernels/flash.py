@@ -20,8 +20,8 @@ __all__ = ["COPY_NUMBERS", "MASK_NUMBERS", "backward", "forward"]
 
 MASK_NUMBERS = 1 << 20
 """Numbers of a written-out mask: 4 MB of float32."""
-COPY_NUMBERS = 1 << 22
-"""Numbers of a part's float32 copies of one tensor of half precision: 16 MB."""
+COPY_NUMBERS = 1 << 20
+"""Numbers of a part's float32 copy of one tensor of half precision: 4 MB."""
 
 
 def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:

@@ -65,8 +65,7 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     if problem.key_BGKD.shape[2] and query_BHQD.numel():
         way = flash if choose(problem)[0] == "flash" else written
         way.forward(problem, output_BHQE, lse_BHQ)
-    seen = measure.measure(problem, asked)
-    return output_BHQE, lse_BHQ, *(seen[name] for name in measure.names(asked))
+    return output_BHQE, lse_BHQ, *measure.measure(problem, asked).values()
 
 
 class Gradients(NamedTuple):

@@ -59,9 +59,9 @@ def empty(asked: Statistics, problem: Problem) -> dict[str, Tensor]:
 
 def measure(problem: Problem, asked: Statistics) -> dict[str, Tensor]:
     """Compute every statistic asked for, tile by tile, in float32 (float64 for float64 inputs)."""
+    if not names(asked):
+        return {}
     room = empty(asked, problem)
-    if not room:
-        return room
     share, queries, keys = problem.sizes[1] // problem.sizes[2], problem.sizes[3], problem.sizes[4]
     for part in blocks.parts(problem, share * queries * keys, blocks.TILE_SCORES):
         small = part.problem.but(key_BGKD=part.problem.key_BGKD.to(problem.working_dtype))
@@ -86,56 +86,55 @@ def of_tile(scores_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Sta
         # Centred on the maximum, both factors are exact near 0 and the sum cannot go below 0; 0 * -inf counts as 0.
         lost_BHQ = torch.linalg.vecdot(powers_BHQK, centred_BHQK.clamp_(min=torch.finfo(centred_BHQK.dtype).min))
         seen["entropy_BHQ"] = total_BHQ.log() - lost_BHQ * share_BHQ
+    weights_BHQK = powers_BHQK.mul_(share_BHQ[..., None])
     if at_BHQ is not None:
         seen["peak_BHQ"] = share_BHQ
         seen["peak_key_BHQ"] = (at_BHQ + (tile.keys.start + problem.origin[3])).masked_fill(~live_BHQ, -1)
-    for name, mass_BHQ in _where(powers_BHQK, problem, tile, asked).items():
-        seen[name] = mass_BHQ * share_BHQ
+    seen |= _where(weights_BHQK, problem, tile, asked)
     if asked.received:
-        seen["received_BHK"] = (share_BHQ[..., None, :] @ powers_BHQK)[..., 0, :]
+        seen["received_BHK"] = weights_BHQK.sum(-2)
     if asked.map:
-        seen["map_BHPP"], seen["map_count_BHP"] = _map(powers_BHQK, share_BHQ, live_BHQ, problem, tile, asked.map)
+        seen["map_BHPP"], seen["map_count_BHP"] = _map(weights_BHQK, live_BHQ, problem, tile, asked.map)
     if asked.links:
-        weight_BHQN, seen["link_key_BHQN"] = _links(powers_BHQK, problem, tile, asked.links)
-        seen["link_weight_BHQN"] = weight_BHQN * share_BHQ[..., None]
+        seen["link_weight_BHQN"], seen["link_key_BHQN"] = _links(weights_BHQK, problem, tile, asked.links)
     return seen
 
 
-def _where(powers_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Statistics) -> dict[str, Tensor]:
-    """Compute the statistics that are sums of weight times a function of place, up to the rows' common factor."""
+def _where(weights_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Statistics) -> dict[str, Tensor]:
+    """Compute the statistics that are sums of weight times a function of place."""
     extent, (rows_Q, keys_K) = blocks.extent_of(problem), blocks.indices(problem, tile)
-    place_K = (keys_K - extent.start).expand(*powers_BHQK.shape[:1], 1, 1, -1)
+    place_K = (keys_K - extent.start).expand(*weights_BHQK.shape[:1], 1, 1, -1)
     found: dict[str, Tensor] = {}
     if asked.position or asked.sink:
         factors_BHKN = torch.stack([place_K, (place_K >= 0) & (place_K < asked.sink)], -1)[:, :, 0]
-        place_BHQN = powers_BHQK @ factors_BHKN.to(powers_BHQK.dtype)
+        place_BHQN = weights_BHQK @ factors_BHKN.to(weights_BHQK.dtype)
         found |= {"position_BHQ": place_BHQN[..., 0]} if asked.position else {}
         found |= {"sink_BHQ": place_BHQN[..., 1]} if asked.sink else {}
     if asked.distance or asked.local is not None:
         distance_QK = extent.relative(rows_Q, keys_K).abs()
         if asked.distance:
-            found["distance_BHQ"] = _dot(powers_BHQK, distance_QK)
+            found["distance_BHQ"] = _dot(weights_BHQK, distance_QK)
         if asked.local is not None:
-            found["local_BHQ"] = _dot(powers_BHQK, distance_QK <= asked.local)
+            found["local_BHQ"] = _dot(weights_BHQK, distance_QK <= asked.local)
     for name, step in (("diagonal", 0), ("previous", -1), ("next", 1)):
         if getattr(asked, name):
             own_BHQ = extent.start + rows_Q[:, None] + (extent.keys - extent.queries + step - tile.keys.start)
-            found[f"{name}_BHQ"] = _at(powers_BHQK, own_BHQ)
+            found[f"{name}_BHQ"] = _at(weights_BHQK, own_BHQ)
     return found
 
 
-def _dot(powers_BHQK: Tensor, factor: Tensor) -> Tensor:
+def _dot(weights_BHQK: Tensor, factor: Tensor) -> Tensor:
     """Sum each row times a factor that samples or heads may share."""
-    sum_BHQ: Tensor = torch.linalg.vecdot(powers_BHQK, factor.to(powers_BHQK.dtype).expand_as(powers_BHQK))
+    sum_BHQ: Tensor = torch.linalg.vecdot(weights_BHQK, factor.to(weights_BHQK.dtype).expand_as(weights_BHQK))
     return sum_BHQ
 
 
-def _at(powers_BHQK: Tensor, index_Q1: Tensor) -> Tensor:
+def _at(weights_BHQK: Tensor, index_Q1: Tensor) -> Tensor:
     """Pick one column of each row; 0 where it lies outside."""
-    keys = powers_BHQK.shape[-1]
+    keys = weights_BHQK.shape[-1]
     inside_Q1 = (index_Q1 >= 0) & (index_Q1 < keys)
-    index_BHQK = index_Q1.clamp(0, keys - 1).long().expand(*powers_BHQK.shape[:3], 1)
-    return (powers_BHQK.gather(-1, index_BHQK) * inside_Q1)[..., 0]
+    index_BHQK = index_Q1.clamp(0, keys - 1).long().expand(*weights_BHQK.shape[:3], 1)
+    return (weights_BHQK.gather(-1, index_BHQK) * inside_Q1)[..., 0]
 
 
 def _cells(place: Tensor, length: Any, cells: int) -> Tensor:
@@ -145,7 +144,7 @@ def _cells(place: Tensor, length: Any, cells: int) -> Tensor:
 
 
 def _map(
-    powers_BHQK: Tensor, share_BHQ: Tensor, live_BHQ: Tensor, problem: Problem, tile: blocks.Tile, cells: int
+    weights_BHQK: Tensor, live_BHQ: Tensor, problem: Problem, tile: blocks.Tile, cells: int
 ) -> tuple[Tensor, Tensor]:
     """Pool a tile's weights into cells by two products with indicator matrices, and count the live rows of each."""
     extent, (rows_Q, keys_K) = blocks.extent_of(problem), blocks.indices(problem, tile)
@@ -153,10 +152,10 @@ def _map(
         extent, rows_Q = _whole(problem, extent), rows_Q + problem.origin[2]
     row_BHQ = _cells(rows_Q, _row(extent.queries), cells)
     key_BHK = _cells(keys_K - _row(extent.start), _row(extent.keys), cells)
-    dtype = powers_BHQK.dtype
+    dtype = weights_BHQK.dtype
     by_key_BHKP = torch.nn.functional.one_hot(key_BHK, cells).to(dtype)
     by_row_BHPQ = torch.nn.functional.one_hot(row_BHQ, cells).to(dtype).transpose(-1, -2)
-    mass_BHPP = by_row_BHPQ @ (powers_BHQK @ by_key_BHKP * share_BHQ[..., None])
+    mass_BHPP = by_row_BHPQ @ (weights_BHQK @ by_key_BHKP)
     count_BHP = (by_row_BHPQ @ live_BHQ.to(dtype)[..., None])[..., 0]
     return mass_BHPP, count_BHP.round().long()
 
@@ -170,10 +169,10 @@ def _row(size: Any) -> Any:
     return size[..., 0] if isinstance(size, Tensor) else size
 
 
-def _links(powers_BHQK: Tensor, problem: Problem, tile: blocks.Tile, links: int) -> tuple[Tensor, Tensor]:
+def _links(weights_BHQK: Tensor, problem: Problem, tile: blocks.Tile, links: int) -> tuple[Tensor, Tensor]:
     """Take the strongest keys of each query, and weight 0 and key -1 where fewer are visible."""
-    found = min(links, powers_BHQK.shape[-1])
-    weight_BHQN, key_BHQN = powers_BHQK.topk(found, -1)
+    found = min(links, weights_BHQK.shape[-1])
+    weight_BHQN, key_BHQN = weights_BHQK.topk(found, -1)
     key_BHQN = (key_BHQN + (tile.keys.start + problem.origin[3])).masked_fill(weight_BHQN == 0, -1)
     pad = (0, links - found)
     return torch.nn.functional.pad(weight_BHQN, pad), torch.nn.functional.pad(key_BHQN, pad, value=-1)

@@ -75,6 +75,8 @@ def backward(
 def working(problem: Problem) -> Problem:
     """Convert query, key and value to the working type."""
     names, dtype = ("query_BHQD", "key_BGKD", "value_BGKE"), problem.working_dtype
+    if problem.query_BHQD.dtype == dtype:
+        return problem
     return problem.but(**{name: getattr(problem, name).to(dtype) for name in names})
 
 
