@@ -101,6 +101,9 @@ class Mask:
     def lengths(cls, keys: Tensor, queries: Tensor | None = None, *, key_start: Tensor | None = None) -> Mask:
         """Hide the padding.
 
+        With a band, mind the alignment: for self attention padded on the right pass the same lengths twice, so that
+        the last valid query sees the last valid key; padded on the left, pass `keys` and `key_start`.
+
         Args:
             keys: valid keys of each sample, shape (B,), integers.
             queries: valid queries of each sample, shape (B,); the rest look at nothing. Left out, all are valid.

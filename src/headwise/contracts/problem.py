@@ -37,6 +37,8 @@ class Problem:
     """Dropout rate of the weights."""
     seed: Tensor | None = None
     """Seed of the dropout."""
+    guarded: bool = False
+    """Whether inputs hold NaN or infinity, which must not pass from what is hidden into sums."""
     origin: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Sample, query head, query and key at which this part begins in the whole call; dropout counts from there."""
 

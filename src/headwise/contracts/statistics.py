@@ -70,6 +70,8 @@ class Statistics:
     def parse(cls, asked: str) -> Statistics:
         """Read what `asked` wrote."""
         pairs = (item.strip().partition("=") for item in asked.split(",") if item.strip())
+        if not asked:
+            return cls()
         chosen: dict[str, Any] = {name: int(value) if value else True for name, _, value in pairs}
         return cls(**chosen)
 

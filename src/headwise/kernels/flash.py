@@ -25,7 +25,7 @@ COPY_NUMBERS = 1 << 20
 
 
 def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
-    """Fill output and log-sum-exp, which hold zeros and -inf."""
+    """Fill output and log-sum-exp; rows that no piece reaches keep what they hold."""
     for part in _parts(problem):
         small = working(part.problem)
         for tile, causal, added_BHQK in _pieces(small):
@@ -40,13 +40,13 @@ def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
 
 
 def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor], room: dict[str, Tensor]) -> None:
-    """Fill the room made for the gradients of query, key and value, which holds zeros."""
+    """Fill the room made for the gradients of query, key and value."""
     for part in _parts(problem):
         small, here = working(part.problem), (part.batch, part.heads, part.rows)
         grad, output = (x[here].to(small.working_dtype) for x in (grad_BHQE, saved[0]))
         # exp(score - inf) = 0: a row that sees nothing has no weights.
         lse = saved[1][here].masked_fill(saved[1][here] == -torch.inf, torch.inf)
-        sums: list[Tensor] | None = None
+        sums: list[Tensor | None] = [None, None]
         for tile, causal, added_BHQK in _pieces(small):
             query_grad, *others = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grad[:, :, tile.rows],
@@ -59,15 +59,10 @@ def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor], 
                 scale=small.scale,
             )
             room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)] = query_grad
-            if sums is None and others[0].shape == small.key_BGKD.shape:
-                sums = others
-                continue
-            sums = sums or [torch.zeros_like(small.key_BGKD), torch.zeros_like(small.value_BGKE)]
-            for total, other in zip(sums, others, strict=True):
-                total[:, :, tile.keys] += other
-        if sums is not None:
-            room["key_BGKD"][part.batch, part.groups, part.keys] = sums[0]
-            room["value_BGKE"][part.batch, part.groups, part.keys] = sums[1]
+            for i, like in enumerate((small.key_BGKD, small.value_BGKE)):
+                sums[i] = blocks.added_up(sums[i], others[i], tile.keys, like)
+        for name, total in zip(("key_BGKD", "value_BGKE"), sums, strict=True):
+            room[name][part.batch, part.groups, part.keys] = 0 if total is None else total
 
 
 def _parts(problem: Problem) -> Iterator[blocks.Part]:

@@ -33,7 +33,7 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
 
 def describe(problem: Problem) -> str:
     """Say which way a call takes, and why."""
-    way, reason = choose(problem)
+    way, reason = choose(blocks.guard(problem))
     working = str(problem.working_dtype).removeprefix("torch.")
     how = {"flash": "PyTorch's fused operation", "written": "softmax(QK)V written out in tiles"}[way]
     return f"{how} in {working}: {reason}"
@@ -46,23 +46,26 @@ def choose(problem: Problem) -> tuple[str, str]:
         return "written", "the fused way is measured and built for the CPU only"
     if problem.rate > 0:
         return "written", "the fused operation has no dropout on the CPU"
-    if width != value_width:
+    if width != value_width or width == 0:
         return "written", f"values of width {value_width} beside keys of width {width}"
     if queries <= FEW_KEYS and keys <= FEW_KEYS:
         return "written", f"measured faster up to {FEW_KEYS} queries and keys"
-    if problem.hides and not blocks.all_finite(problem.query_BHQD, problem.key_BGKD, problem.value_BGKE):
+    if problem.guarded:
         return "written", "inputs hold NaN or infinity, which the fused operation lets through its mask"
     return "flash", f"measured faster above {FEW_KEYS} queries or keys"
 
 
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     """Compute the output, the log-sum-exp and the statistics asked for."""
-    batch, heads, _, queries, _, _, width = problem.sizes
-    query_BHQD = problem.query_BHQD
+    problem = blocks.guard(problem)
+    batch, heads, _, queries, keys, _, width = problem.sizes
     # (B, Q, H, E) in memory: joining the heads afterwards is free.
-    output_BHQE = query_BHQD.new_zeros(batch, queries, heads, width).transpose(1, 2)
-    lse_BHQ = query_BHQD.new_full((batch, heads, queries), -torch.inf, dtype=problem.working_dtype)
-    if problem.key_BGKD.shape[2] and query_BHQD.numel():
+    output_BHQE = problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
+    lse_BHQ = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
+    if problem.hides or keys == 0:
+        output_BHQE.zero_()
+        lse_BHQ.fill_(-torch.inf)
+    if keys and lse_BHQ.numel():
         way = flash if choose(problem)[0] == "flash" else written
         way.forward(problem, output_BHQE, lse_BHQ)
     return output_BHQE, lse_BHQ, *measure.measure(problem, asked).values()
@@ -88,11 +91,11 @@ def backward(
         needs: whether bias, slopes and the relative bias need theirs.
     """
     room = _room(problem, needs)
-    if problem.key_BGKD.shape[2] and problem.query_BHQD.numel():
+    if problem.key_BGKD.shape[2] and saved[1].numel():
         grad = given.output_BHQE
+        problem = blocks.guard(problem, *(x for x in (grad,) if x is not None))
         plain = not any(needs) and given.lse_BHQ is None and given.entropy_BHQ is None
-        finite = grad is not None and (not problem.hides or blocks.all_finite(grad))
-        if grad is not None and plain and finite and choose(problem)[0] == "flash":
+        if grad is not None and plain and choose(problem)[0] == "flash":
             flash.backward(problem, grad, saved[:2], room)
         else:
             written.backward(problem, given, saved, room)
@@ -100,8 +103,9 @@ def backward(
 
 
 def _room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
-    """Make room for the gradients."""
-    room = {name: torch.zeros_like(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
+    """Make room for the gradients: zeros where a row or key may see nothing."""
+    make = torch.zeros_like if problem.hides or problem.key_BGKD.shape[2] == 0 else torch.empty_like
+    room = {name: make(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
     for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
         if needed:
             room[name] = torch.zeros_like(getattr(problem, name), dtype=problem.working_dtype)

@@ -64,28 +64,26 @@ def measure(problem: Problem, asked: Statistics) -> dict[str, Tensor]:
     room = empty(asked, problem)
     share, queries, keys = problem.sizes[1] // problem.sizes[2], problem.sizes[3], problem.sizes[4]
     for part in blocks.parts(problem, share * queries * keys, blocks.TILE_SCORES):
-        small = part.problem.but(key_BGKD=part.problem.key_BGKD.to(problem.working_dtype))
-        query_BHQD = small.query_BHQD.to(problem.working_dtype) * problem.scale
+        working = (x.to(problem.working_dtype) for x in (part.problem.query_BHQD, part.problem.key_BGKD))
+        small = part.problem.but(**dict(zip(("query_BHQD", "key_BGKD"), working, strict=True)))
         for tile in blocks.tiles(small):
-            scores_BHQK, _ = blocks.scores(small, tile, query_BHQD)
-            seen = of_tile(scores_BHQK, small, tile, asked)
-            _store(room, seen, part, tile)
+            _store(room, of_tile(blocks.scores(small, tile), small, tile, asked), part, tile)
     return room
 
 
 def of_tile(scores_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Statistics) -> dict[str, Tensor]:
-    """Compute the statistics of one tile from its scores, hidden ones at -inf; the scores are overwritten."""
+    """Compute the statistics of one tile from its scores times log2(e), hidden ones at -inf, which are overwritten."""
     largest_BHQ, at_BHQ = scores_BHQK.max(-1) if asked.peak else (scores_BHQK.amax(-1), None)
     live_BHQ = largest_BHQ != -torch.inf
     centred_BHQK = scores_BHQK.sub_(largest_BHQ.masked_fill(~live_BHQ, 0)[..., None])
-    powers_BHQK = centred_BHQK.exp()
+    powers_BHQK = centred_BHQK.exp2()
     total_BHQ = powers_BHQK.sum(-1).masked_fill(~live_BHQ, 1)
     share_BHQ = total_BHQ.reciprocal().masked_fill(~live_BHQ, 0)
     seen: dict[str, Tensor] = {}
     if asked.entropy:
         # Centred on the maximum, both factors are exact near 0 and the sum cannot go below 0; 0 * -inf counts as 0.
         lost_BHQ = torch.linalg.vecdot(powers_BHQK, centred_BHQK.clamp_(min=torch.finfo(centred_BHQK.dtype).min))
-        seen["entropy_BHQ"] = total_BHQ.log() - lost_BHQ * share_BHQ
+        seen["entropy_BHQ"] = (total_BHQ.log2() - lost_BHQ * share_BHQ) / blocks.LOG2_E
     weights_BHQK = powers_BHQK.mul_(share_BHQ[..., None])
     if at_BHQ is not None:
         seen["peak_BHQ"] = share_BHQ

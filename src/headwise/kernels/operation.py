@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
@@ -51,17 +52,10 @@ def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]
     tensors += [getattr(problem.mask, name) for name in _MASK_TENSORS]
     mask = problem.mask
     settings = mask.left, mask.right, mask.start_causal, problem.scale, problem.rate, asked.asked, backend
-    if not _watched(tensors):
-        return tuple(torch.ops.headwise.attend(*tensors, *settings))
-    results: tuple[Tensor, ...] = _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
-    return results
-
-
-def _watched(tensors: list[Tensor | None]) -> bool:
-    """Tell whether anything needs to know the gradient; to tie the operation to it costs more than a small call."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        results: tuple[Tensor, ...] = _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
+        return results
+    return tuple(_recorded(*tensors, *settings))
 
 
 def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str]:
@@ -87,7 +81,27 @@ def _check_lengths(mask: Mask, queries: int, keys: int) -> None:
         raise InputError(f"valid queries must be a part of {told}. Count each sample's valid queries.")
 
 
+@torch.library.impl(_LIBRARY, "attend", "Autograd")
+def _recorded(*arguments: Any) -> list[Tensor]:
+    """Record the gradient where it is wanted: for eager calls, and for exported programs, which hold the operation."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments[:_COUNT]):
+        # What Function.apply does after binding twenty arguments to a signature, which takes longer than a small call.
+        return list(super(torch.autograd.Function, _Attend).apply(*arguments))  # type: ignore[no-untyped-call]
+    if forward_ad._current_level >= 0 and any(_has_tangent(x) for x in arguments[:_COUNT]):
+        raise BackendError(
+            'forward-mode derivatives need backend="reference"; got the fused one. '
+            'Pass backend="reference" to `attend`.'
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.headwise.attend(*arguments)  # type: ignore[no-any-return]
+
+
+def _has_tangent(tensor: Tensor | None) -> bool:
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 @torch.library.impl(_LIBRARY, "attend", "CompositeExplicitAutograd")
+@torch.no_grad()
 def _forward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend = _problem(arguments)
     _check_lengths(problem.mask, problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
@@ -96,6 +110,7 @@ def _forward(*arguments: Any) -> list[Tensor]:
 
 
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
+@torch.no_grad()
 def _backward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend = _problem(arguments[7:])
     kernel, _ = choose(problem, asked, backend)
@@ -214,8 +229,9 @@ class _Attend(torch.autograd.Function):
         nothing = (None,) * (_COUNT + len(ctx.settings))
         if all(grad is None for grad in given):
             return nothing
-        # A compiled program has no second derivatives, and Dynamo cannot trace a Function within a backward.
-        slope: Any = torch.ops.headwise.attend_backward if torch.compiler.is_compiling() else _Slope.apply
+        # Gradients are recorded here when someone wants second derivatives, and are always so while Dynamo traces.
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        slope: Any = _Slope.apply if again else torch.ops.headwise.attend_backward
         found = iter(slope(*given, output, lse, entropy, needs, *tensors, *ctx.settings))
         first = [next(found) if i < 3 or needs[i - 3] else None for i in range(6)]
         return (*first, *nothing[6:])

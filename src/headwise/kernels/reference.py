@@ -40,7 +40,7 @@ def attend(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     output_BHQE = _mixed(problem, dropped_BHQK).to(problem.query_BHQD.dtype)
     seen = measure.empty(asked, problem)
     if seen and scores_BHQK.shape[-1] > 0:
-        seen |= measure.of_tile(scores_BHQK.detach().clone(), problem, whole, asked)
+        seen |= measure.of_tile(scores_BHQK.detach() * blocks.LOG2_E, problem, whole, asked)
     if asked.entropy:
         # Written so that a hidden key gives 0 * 0 and not 0 * -inf, in the gradient too.
         gap_BHQK = torch.where(weights_BHQK == 0, 0, lse_BHQ[..., None] - scores_BHQK)

@@ -14,26 +14,25 @@ __all__ = ["backward", "forward", "rows_of", "working"]
 
 
 def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
-    """Fill output and log-sum-exp, which hold zeros and -inf."""
-    guarded = problem.hides and not blocks.all_finite(problem.value_BGKE)
+    """Fill output and log-sum-exp; rows that no tile reaches keep what they hold."""
     for part in _parts(problem):
         small = working(part.problem)
-        query_BHQD = small.query_BHQD * small.scale
         for tile in blocks.tiles(small):
-            scores_BHQK, _ = blocks.scores(small, tile, query_BHQD)
+            scores_BHQK = blocks.scores(small, tile)
             largest_BHQ1 = scores_BHQK.amax(-1, keepdim=True)
             if tile.masked:
                 largest_BHQ1.masked_fill_(largest_BHQ1 == -torch.inf, 0)
-            powers_BHQK = scores_BHQK.sub_(largest_BHQ1).exp_()
+            powers_BHQK = scores_BHQK.sub_(largest_BHQ1).exp2_()
             total_BHQ1 = powers_BHQK.sum(-1, keepdim=True)
             here = part.batch, part.heads, rows_of(part, tile)
-            lse_BHQ[here] = (largest_BHQ1 + total_BHQ1.log())[..., 0]
+            lse_BHQ[here] = largest_BHQ1.add_(total_BHQ1.log2()).div_(blocks.LOG2_E)[..., 0]
             factor_BHQK = _dropout_factor(small, tile)
             if factor_BHQK is not None:
                 powers_BHQK *= factor_BHQK
             if tile.masked:
                 total_BHQ1.masked_fill_(total_BHQ1 == 0, 1)
-            output_BHQE[here] = _product(powers_BHQK, small.value_BGKE[:, :, tile.keys], guarded).div_(total_BHQ1)
+            mixed_BHQE = _product(powers_BHQK, small.value_BGKE[:, :, tile.keys], small.guarded)
+            output_BHQE[here] = mixed_BHQE.div_(total_BHQ1)
 
 
 def backward(
@@ -42,7 +41,7 @@ def backward(
     saved: tuple[Tensor, Tensor, Tensor | None],
     room: dict[str, Tensor],
 ) -> None:
-    """Fill the room made for the gradients, which holds zeros, recomputing the weights from the log-sum-exp.
+    """Fill the room made for the gradients, recomputing the weights from the log-sum-exp.
 
     Args:
         problem: the call.
@@ -50,26 +49,24 @@ def backward(
         saved: output, log-sum-exp and entropy of the forward pass.
         room: a tensor for each gradient wanted.
     """
-    arriving = (*given, saved[1], saved[2])
-    inputs = (problem.query_BHQD, problem.key_BGKD, problem.value_BGKE, *(x for x in arriving[:1] if x is not None))
-    guarded = problem.hides and not blocks.all_finite(*inputs)
     for part in _parts(problem):
-        small = working(part.problem)
-        query_BHQD = small.query_BHQD * small.scale
-        dtype, here = small.working_dtype, (part.batch, part.heads, part.rows)
-        local = [None if x is None else x[here].to(dtype) for x in arriving]
-        key_sum_BGKD, value_sum_BGKE = torch.zeros_like(small.key_BGKD), torch.zeros_like(small.value_BGKE)
+        small, here = working(part.problem), (part.batch, part.heads, part.rows)
+        local = [None if x is None else x[here].to(small.working_dtype) for x in (*given, saved[1], saved[2])]
+        key_sum_BGKD = value_sum_BGKE = None
         for tile in blocks.tiles(small):
             there = [None if x is None else x[:, :, tile.rows] for x in local]
-            slope_BHQK, dropped_BHQK = _slope(small, tile, query_BHQD, there)
+            slope_BHQK, dropped_BHQK = _slope(small, tile, there)
             if there[0] is not None:
-                value_sum_BGKE[:, :, tile.keys] += _product_over_rows(dropped_BHQK, there[0], small, guarded)
-            key_sum_BGKD[:, :, tile.keys] += _product_over_rows(slope_BHQK, query_BHQD[:, :, tile.rows], small, guarded)
-            pulled_BHQD = _product(slope_BHQK, small.key_BGKD[:, :, tile.keys], guarded).mul_(small.scale)
-            room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)] = pulled_BHQD
+                found = _product_over_rows(dropped_BHQK, there[0], small)
+                value_sum_BGKE = blocks.added_up(value_sum_BGKE, found, tile.keys, small.value_BGKE)
             _add_biases(room, part, tile, slope_BHQK)
-        room["key_BGKD"][part.batch, part.groups, part.keys] = key_sum_BGKD
-        room["value_BGKE"][part.batch, part.groups, part.keys] = value_sum_BGKE
+            slope_BHQK *= small.scale
+            found = _product_over_rows(slope_BHQK, small.query_BHQD[:, :, tile.rows], small)
+            key_sum_BGKD = blocks.added_up(key_sum_BGKD, found, tile.keys, small.key_BGKD)
+            pulled_BHQD = _product(slope_BHQK, small.key_BGKD[:, :, tile.keys], small.guarded)
+            room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)] = pulled_BHQD
+        for name, total in (("key_BGKD", key_sum_BGKD), ("value_BGKE", value_sum_BGKE)):
+            room[name][part.batch, part.groups, part.keys] = 0 if total is None else total
 
 
 def working(problem: Problem) -> Problem:
@@ -98,9 +95,7 @@ def _dropout_factor(problem: Problem, tile: blocks.Tile) -> Tensor | None:
     return kept_BHQK.to(problem.working_dtype).mul_(1 / (1 - problem.rate) if problem.rate < 1 else 0)
 
 
-def _slope(
-    problem: Problem, tile: blocks.Tile, query_BHQD: Tensor, there: list[Tensor | None]
-) -> tuple[Tensor, Tensor]:
+def _slope(problem: Problem, tile: blocks.Tile, there: list[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Compute the gradient of the scores, `P (dP - sum P dP)`, and the weights after dropout.
 
     The entropy H with gradient h adds `-h (log P + H)` to dP, the log-sum-exp with gradient g adds `g P` to the result
@@ -109,19 +104,20 @@ def _slope(
     grad_BHQE, grad_lse_BHQ, grad_entropy_BHQ, lse_BHQ, entropy_BHQ = there
     assert lse_BHQ is not None, "the forward pass saves it"
     dead_BHQ = lse_BHQ == -torch.inf
-    scores_BHQK, visible_BHQK = blocks.scores(problem, tile, query_BHQD)
-    log_BHQK = scores_BHQK.sub_(lse_BHQ.masked_fill(dead_BHQ, torch.inf)[..., None])
-    weights_BHQK = log_BHQK.exp()
+    powers_of_BHQ = lse_BHQ.masked_fill(dead_BHQ, torch.inf).mul_(blocks.LOG2_E)
+    log_BHQK = blocks.scores(problem, tile).sub_(powers_of_BHQ[..., None])
+    weights_BHQK = log_BHQK.exp2()
     # Rounding of a large log-sum-exp is a common factor of its row, which the sum undoes.
     total_BHQ1 = weights_BHQK.sum(-1, keepdim=True)
     weights_BHQK.div_(total_BHQ1.masked_fill_(total_BHQ1 == 0, 1))
     pull_BHQK, dropped_BHQK = _pull(problem, tile, grad_BHQE, weights_BHQK)
     if grad_entropy_BHQ is not None and entropy_BHQ is not None:
-        # Weights below exp(-1e4) are 0 in every type, whatever their logarithm.
-        spread_BHQK = log_BHQK.sub_(total_BHQ1.log()).clamp_(min=-1e4).add_(entropy_BHQ[..., None])
+        # Weights below 2 ** -1e4 are 0 in every type, whatever their logarithm.
+        log_BHQK.sub_(total_BHQ1.log2()).clamp_(min=-1e4)
+        spread_BHQK = log_BHQK.div_(blocks.LOG2_E).add_(entropy_BHQ[..., None])
         pull_BHQK.sub_(spread_BHQK.mul_(grad_entropy_BHQ[..., None]))
-    if visible_BHQK is not None:
-        pull_BHQK.masked_fill_(~visible_BHQK, 0)
+    if problem.guarded:
+        pull_BHQK.masked_fill_(weights_BHQK == 0, 0)
     slope_BHQK = torch._softmax_backward_data(pull_BHQK, weights_BHQK, -1, weights_BHQK.dtype)
     if grad_lse_BHQ is not None:
         slope_BHQK.addcmul_(weights_BHQK, grad_lse_BHQ.masked_fill(dead_BHQ, 0)[..., None])
@@ -168,8 +164,8 @@ def _product(weights_BHQK: Tensor, right_BGKD: Tensor, guarded: bool) -> Tensor:
     return mixed_BHQD.masked_fill_(reached_BHQ1 > 0, torch.nan)
 
 
-def _product_over_rows(weights_BHQK: Tensor, left_BHQD: Tensor, problem: Problem, guarded: bool) -> Tensor:
+def _product_over_rows(weights_BHQK: Tensor, left_BHQD: Tensor, problem: Problem) -> Tensor:
     """Sum the rows' vectors by their weights for each key, over all heads of a group."""
     groups = problem.key_BGKD.shape[1]
     weights, left = (x.unflatten(1, (groups, -1)).flatten(2, 3) for x in (weights_BHQK, left_BHQD))
-    return _product(weights.transpose(-1, -2), left, guarded)
+    return _product(weights.transpose(-1, -2), left, problem.guarded)
