@@ -35,8 +35,9 @@ __all__ = [
     "kept",
     "matmul_grouped",
     "parts",
-    "scaled_product",
+    "product",
     "scores",
+    "stacked",
     "tiles",
     "visible",
 ]
@@ -195,15 +196,17 @@ def matmul_grouped(left_BHQN: Tensor, right_BGND: Tensor) -> Tensor:
     return product_BHND
 
 
-def scaled_product(left_BHQD: Tensor, right_BGKD: Tensor, scale: float) -> Tensor:
-    """Compute `scale left right^T` for each query head and its group; the product itself scales, at no cost."""
-    batch, heads, queries, width = left_BHQD.shape
-    groups, keys = right_BGKD.shape[1:3]
-    left_NQD = left_BHQD.reshape(batch * groups, heads // groups * queries, width)
-    right_NDK = right_BGKD.flatten(0, 1).transpose(1, 2)
-    room_NQK = left_NQD.new_empty(batch * groups, left_NQD.shape[1], keys)
-    torch.baddbmm(room_NQK, left_NQD, right_NDK, beta=0, alpha=scale, out=room_NQK)
-    return room_NQK.view(batch, heads, queries, keys)
+def product(left_NQD: Tensor, right_NDK: Tensor, scale: float, room_NQK: Tensor | None = None) -> Tensor:
+    """Compute `scale left right` for stacks of matrices, in the room given; the product itself scales, at no cost."""
+    if room_NQK is None:
+        room_NQK = left_NQD.new_empty(left_NQD.shape[0], left_NQD.shape[1], right_NDK.shape[2])
+    return torch.baddbmm(room_NQK, left_NQD, right_NDK, beta=0, alpha=scale, out=room_NQK)
+
+
+def stacked(x_BHND: Tensor, groups: int) -> Tensor:
+    """Fold samples and groups, and the heads of a group with their rows: shape (B G, H / G * N, D)."""
+    batch, heads, rows, width = x_BHND.shape
+    return x_BHND.reshape(batch * groups, heads // groups * rows, width)
 
 
 def extent_of(problem: Problem) -> Extent:
@@ -259,7 +262,8 @@ def scores(problem: Problem, tile: Tile) -> Tensor:
     its `exp2` does not.
     """
     query_BHQD, key_BGKD = problem.query_BHQD[:, :, tile.rows], problem.key_BGKD[:, :, tile.keys]
-    scores_BHQK = scaled_product(query_BHQD, key_BGKD, problem.scale * LOG2_E)
+    query_NQD, key_NDK = stacked(query_BHQD, key_BGKD.shape[1]), key_BGKD.flatten(0, 1).transpose(1, 2)
+    scores_BHQK = product(query_NQD, key_NDK, problem.scale * LOG2_E).view(*query_BHQD.shape[:3], key_BGKD.shape[2])
     bias_BHQK, visible_BHQK = bias_of(problem, tile), visible(problem, tile)
     if bias_BHQK is not None:
         scores_BHQK.add_(bias_BHQK, alpha=LOG2_E)
@@ -280,15 +284,12 @@ def kept(problem: Problem, tile: Tile) -> Tensor | None:
     if problem.rate == 0 or problem.seed is None or tile.keys.stop <= tile.keys.start:
         return None
     batch, heads = problem.query_BHQD.shape[:2]
-    starts = (
-        problem.origin[0],
-        problem.origin[1],
-        problem.origin[2] + tile.rows.start,
-        problem.origin[3] + tile.keys.start,
-    )
-    counts = batch, heads, tile.rows.stop - tile.rows.start, tile.keys.stop - tile.keys.start
-    places = (torch.arange(a, a + n, device=problem.query_BHQD.device) for a, n in zip(starts, counts, strict=True))
-    return keep_mask(problem.seed, problem.rate, *places)
+    starts = problem.origin[0], problem.origin[1], problem.origin[2] + tile.rows.start
+    counts = batch, heads, tile.rows.stop - tile.rows.start
+    device = problem.query_BHQD.device
+    b, h, q = (torch.arange(a, a + n, device=device) for a, n in zip(starts, counts, strict=True))
+    keys = slice(problem.origin[3] + tile.keys.start, problem.origin[3] + tile.keys.stop)
+    return keep_mask(problem.seed, problem.rate, b, h, q, keys)
 
 
 def added_up(total: Tensor | None, found: Tensor, keys: slice, like: Tensor) -> Tensor:
@@ -296,7 +297,7 @@ def added_up(total: Tensor | None, found: Tensor, keys: slice, like: Tensor) -> 
     if total is None:
         if found.shape == like.shape:
             return found
-        total = torch.zeros_like(like)
+        total = found.new_zeros(like.shape)
     total[:, :, keys] += found
     return total
 

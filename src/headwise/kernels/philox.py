@@ -26,14 +26,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     for _ in range(_ROUNDS):
         # int64 products wrap, which leaves the low 64 bits, all that is needed, exact.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (product1 >> 32).bitwise_and_(_LOW) ^ (c1 ^ k0)
-        c2 = (product0 >> 32).bitwise_and_(_LOW) ^ (c3 ^ k1)
+        c0 = ((product1 >> 32).bitwise_and_(_LOW) ^ c1).bitwise_xor_(k0)
+        c2 = ((product0 >> 32).bitwise_and_(_LOW) ^ c3).bitwise_xor_(k1)
         c1, c3 = product1.bitwise_and_(_LOW), product0.bitwise_and_(_LOW)
         k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
     return c0, c1, c2, c3
 
 
-def keep_mask(seed: Tensor, rate: float, samples_B: Tensor, heads_H: Tensor, rows_Q: Tensor, keys_K: Tensor) -> Tensor:
+def keep_mask(seed: Tensor, rate: float, samples_B: Tensor, heads_H: Tensor, rows_Q: Tensor, keys: slice) -> Tensor:
     """Decide for samples x heads x queries x keys whether the weight is kept.
 
     Args:
@@ -42,15 +42,14 @@ def keep_mask(seed: Tensor, rate: float, samples_B: Tensor, heads_H: Tensor, row
         samples_B: indices of the samples in the whole call; the others likewise.
         heads_H: query heads.
         rows_Q: queries.
-        keys_K: keys, a run without gaps.
+        keys: a run of keys.
     """
-    block_K = keys_K.div(8, rounding_mode="floor")
-    first_block = block_K[0]
-    blocks_N = torch.arange((keys_K.shape[0] + 14) // 8, device=keys_K.device) + first_block
     seed = seed.reshape(())
+    blocks_N = torch.arange(keys.start // 8, (keys.stop + 7) // 8, device=seed.device)
     counter = (blocks_N, rows_Q[:, None], heads_H[:, None, None], samples_B[:, None, None, None])
     c0, c1, c2, c3 = philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
     pairs_BHQN = torch.stack(torch.broadcast_tensors(c0 | (c1 << 32), c2 | (c3 << 32)), -1)
-    words_BHQN = (pairs_BHQN ^ _SIGN_BITS).view(torch.int16).flatten(-2)
-    kept_BHQN = words_BHQN.to(torch.int32) >= round(rate * 65536) - 32768
-    return kept_BHQN.index_select(-1, keys_K - 8 * first_block)
+    words_BHQN = pairs_BHQN.bitwise_xor_(_SIGN_BITS).view(torch.int16).flatten(-2)
+    words_BHQK = words_BHQN[..., keys.start % 8 : keys.start % 8 + keys.stop - keys.start]
+    least = round(rate * 65536) - 32768
+    return words_BHQK >= least if least <= 32767 else torch.zeros_like(words_BHQK, dtype=torch.bool)

@@ -26,13 +26,14 @@ def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
             total_BHQ1 = powers_BHQK.sum(-1, keepdim=True)
             here = part.batch, part.heads, rows_of(part, tile)
             lse_BHQ[here] = largest_BHQ1.add_(total_BHQ1.log2()).div_(blocks.LOG2_E)[..., 0]
-            factor_BHQK = _dropout_factor(small, tile)
-            if factor_BHQK is not None:
-                powers_BHQK *= factor_BHQK
+            kept_BHQK = blocks.kept(small, tile)
+            if kept_BHQK is not None:
+                powers_BHQK *= kept_BHQK.to(powers_BHQK.dtype)
+                total_BHQ1 *= _kept_share(small)
             if tile.masked:
                 total_BHQ1.masked_fill_(total_BHQ1 == 0, 1)
-            mixed_BHQE = _product(powers_BHQK, small.value_BGKE[:, :, tile.keys], small.guarded)
-            output_BHQE[here] = mixed_BHQE.div_(total_BHQ1)
+            mixed_NQE = _product(*_by_group(small, powers_BHQK, small.value_BGKE[:, :, tile.keys]), 1.0, small.guarded)
+            output_BHQE[here] = mixed_NQE.view(*powers_BHQK.shape[:3], -1).div_(total_BHQ1)
 
 
 def backward(
@@ -41,7 +42,7 @@ def backward(
     saved: tuple[Tensor, Tensor, Tensor | None],
     room: dict[str, Tensor],
 ) -> None:
-    """Fill the room made for the gradients, recomputing the weights from the log-sum-exp.
+    """Fill the room made for the gradients, which holds zeros where a tile may not reach.
 
     Args:
         problem: the call.
@@ -52,21 +53,23 @@ def backward(
     for part in _parts(problem):
         small, here = working(part.problem), (part.batch, part.heads, part.rows)
         local = [None if x is None else x[here].to(small.working_dtype) for x in (*given, saved[1], saved[2])]
-        key_sum_BGKD = value_sum_BGKE = None
+        if local[0] is not None and small.rate > 0:
+            local[0] = local[0] / _kept_share(small)
+        places = [room[name][part.batch, part.groups, part.keys] for name in ("key_BGKD", "value_BGKE")]
+        sums: list[Tensor | None] = [None, None]
         for tile in blocks.tiles(small):
             there = [None if x is None else x[:, :, tile.rows] for x in local]
             slope_BHQK, dropped_BHQK = _slope(small, tile, there)
-            if there[0] is not None:
-                found = _product_over_rows(dropped_BHQK, there[0], small)
-                value_sum_BGKE = blocks.added_up(value_sum_BGKE, found, tile.keys, small.value_BGKE)
             _add_biases(room, part, tile, slope_BHQK)
-            slope_BHQK *= small.scale
-            found = _product_over_rows(slope_BHQK, small.query_BHQD[:, :, tile.rows], small)
-            key_sum_BGKD = blocks.added_up(key_sum_BGKD, found, tile.keys, small.key_BGKD)
-            pulled_BHQD = _product(slope_BHQK, small.key_BGKD[:, :, tile.keys], small.guarded)
-            room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)] = pulled_BHQD
-        for name, total in (("key_BGKD", key_sum_BGKD), ("value_BGKE", value_sum_BGKE)):
-            room[name][part.batch, part.groups, part.keys] = 0 if total is None else total
+            slope_NQK, key_NKD = _by_group(small, slope_BHQK, small.key_BGKD[:, :, tile.keys])
+            place = room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)]
+            _put(place, slope_NQK, key_NKD, small.scale, small.guarded)
+            key_share = slope_BHQK, small.query_BHQD[:, :, tile.rows], small.scale
+            for i, share in enumerate((key_share, (dropped_BHQK, there[0], 1.0))):
+                sums[i] = _add_for_keys(sums[i], places[i], share, small, tile)
+        for place, total in zip(places, sums, strict=True):
+            if total is not None and total is not place:
+                place.copy_(total)
 
 
 def working(problem: Problem) -> Problem:
@@ -87,12 +90,14 @@ def _parts(problem: Problem) -> Iterator[blocks.Part]:
     return blocks.parts(problem, share * queries * keys, blocks.TILE_SCORES)
 
 
-def _dropout_factor(problem: Problem, tile: blocks.Tile) -> Tensor | None:
-    """Give 0 for a dropped weight and the factor that makes up for it for a kept one; `None` without dropout."""
-    kept_BHQK = blocks.kept(problem, tile)
-    if kept_BHQK is None:
-        return None
-    return kept_BHQK.to(problem.working_dtype).mul_(1 / (1 - problem.rate) if problem.rate < 1 else 0)
+def _kept_share(problem: Problem) -> float:
+    """Give what dropout leaves on average; where it leaves nothing, all is zero whatever it is divided by."""
+    return 1 - problem.rate if problem.rate < 1 else 1.0
+
+
+def _by_group(problem: Problem, weights_BHQK: Tensor, vectors_BGKD: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold samples and groups into one axis, and the heads of a group with their rows."""
+    return blocks.stacked(weights_BHQK, problem.key_BGKD.shape[1]), vectors_BGKD.flatten(0, 1)
 
 
 def _slope(problem: Problem, tile: blocks.Tile, there: list[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -128,10 +133,13 @@ def _pull(problem: Problem, tile: blocks.Tile, grad_BHQE: Tensor | None, weights
     """Compute the gradient of the weights that comes through the output, and the weights after dropout."""
     if grad_BHQE is None:
         return torch.zeros_like(weights_BHQK), weights_BHQK
-    pull_BHQK = blocks.matmul_grouped(grad_BHQE, problem.value_BGKE[:, :, tile.keys].transpose(-1, -2))
-    factor_BHQK = _dropout_factor(problem, tile)
-    if factor_BHQK is None:
+    grad_NQE = blocks.stacked(grad_BHQE, problem.key_BGKD.shape[1])
+    value_NEK = problem.value_BGKE[:, :, tile.keys].flatten(0, 1).transpose(1, 2)
+    pull_BHQK = blocks.product(grad_NQE, value_NEK, 1.0).view(weights_BHQK.shape)
+    kept_BHQK = blocks.kept(problem, tile)
+    if kept_BHQK is None:
         return pull_BHQK, weights_BHQK
+    factor_BHQK = kept_BHQK.to(weights_BHQK.dtype)
     return pull_BHQK.mul_(factor_BHQK), factor_BHQK.mul_(weights_BHQK)
 
 
@@ -154,18 +162,43 @@ def _add_biases(room: dict[str, Tensor], part: blocks.Part, tile: blocks.Tile, s
         target.scatter_add_(1, column_BHQK.transpose(0, 1).flatten(1), slope_BHQK.transpose(0, 1).flatten(1))
 
 
-def _product(weights_BHQK: Tensor, right_BGKD: Tensor, guarded: bool) -> Tensor:
+def _add_for_keys(
+    total_BGKD: Tensor | None,
+    place_BGKD: Tensor,
+    share: tuple[Tensor, Tensor | None, float],
+    problem: Problem,
+    tile: blocks.Tile,
+) -> Tensor | None:
+    """Add the vectors of a tile's rows by their weights to each key; a tile that is the whole part writes in place."""
+    weights_BHQK, vectors_BHQD, scale = share
+    if vectors_BHQD is None:
+        return total_BGKD
+    groups = problem.key_BGKD.shape[1]
+    weights_NKQ, vectors_NQD = (
+        blocks.stacked(weights_BHQK, groups).transpose(1, 2),
+        blocks.stacked(vectors_BHQD, groups),
+    )
+    if weights_BHQK.shape[2:] == (problem.query_BHQD.shape[2], problem.key_BGKD.shape[2]):
+        _put(place_BGKD, weights_NKQ, vectors_NQD, scale, problem.guarded)
+        return place_BGKD
+    found_BGKD = _product(weights_NKQ, vectors_NQD, scale, problem.guarded).unflatten(0, (-1, groups))
+    return blocks.added_up(total_BGKD, found_BGKD, tile.keys, place_BGKD)
+
+
+def _put(place_BHQD: Tensor, weights_NQK: Tensor, vectors_NKD: Tensor, scale: float, guarded: bool) -> None:
+    """Write a product to its place, directly where memory allows."""
+    if not guarded and place_BHQD.is_contiguous() and place_BHQD.dtype == weights_NQK.dtype:
+        room_NQD = place_BHQD.view(weights_NQK.shape[0], weights_NQK.shape[1], vectors_NKD.shape[2])
+        blocks.product(weights_NQK, vectors_NKD, scale, room_NQD)
+    else:
+        place_BHQD.copy_(_product(weights_NQK, vectors_NKD, scale, guarded).view(place_BHQD.shape))
+
+
+def _product(weights_NQK: Tensor, vectors_NKD: Tensor, scale: float, guarded: bool) -> Tensor:
     """Sum vectors by weights; guarded, what is not finite reaches only the rows that give it weight."""
     if not guarded:
-        return blocks.matmul_grouped(weights_BHQK, right_BGKD)
-    broken_BGK1 = (~right_BGKD.isfinite()).any(-1, keepdim=True)
-    mixed_BHQD = blocks.matmul_grouped(weights_BHQK, right_BGKD.masked_fill(broken_BGK1, 0))
-    reached_BHQ1 = blocks.matmul_grouped((weights_BHQK != 0).to(right_BGKD.dtype), broken_BGK1.to(right_BGKD.dtype))
-    return mixed_BHQD.masked_fill_(reached_BHQ1 > 0, torch.nan)
-
-
-def _product_over_rows(weights_BHQK: Tensor, left_BHQD: Tensor, problem: Problem) -> Tensor:
-    """Sum the rows' vectors by their weights for each key, over all heads of a group."""
-    groups = problem.key_BGKD.shape[1]
-    weights, left = (x.unflatten(1, (groups, -1)).flatten(2, 3) for x in (weights_BHQK, left_BHQD))
-    return _product(weights.transpose(-1, -2), left, problem.guarded)
+        return blocks.product(weights_NQK, vectors_NKD, scale)
+    broken_NK1 = (~vectors_NKD.isfinite()).any(-1, keepdim=True)
+    mixed_NQD = blocks.product(weights_NQK, vectors_NKD.masked_fill(broken_NK1, 0), scale)
+    reached_NQ1 = torch.bmm((weights_NQK != 0).to(mixed_NQD.dtype), broken_NK1.to(mixed_NQD.dtype))
+    return mixed_NQD.masked_fill_(reached_NQ1 > 0, torch.nan)
