@@ -30,10 +30,12 @@ __all__ = [
     "clamped",
     "cut",
     "extent_of",
+    "gradient_room",
     "guard",
     "indices",
     "kept",
     "matmul_grouped",
+    "output_room",
     "parts",
     "product",
     "scores",
@@ -290,6 +292,27 @@ def kept(problem: Problem, tile: Tile) -> Tensor | None:
     b, h, q = (torch.arange(a, a + n, device=device) for a, n in zip(starts, counts, strict=True))
     keys = slice(problem.origin[3] + tile.keys.start, problem.origin[3] + tile.keys.stop)
     return keep_mask(problem.seed, problem.rate, b, h, q, keys)
+
+
+def output_room(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Make room for output and log-sum-exp: zeros and -inf where a tile may not reach."""
+    batch, heads, _, queries, keys, _, width = problem.sizes
+    output_BHQE = problem.query_BHQD.new_empty(batch, heads, queries, width)
+    lse_BHQ = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
+    if problem.hides or keys == 0:
+        output_BHQE.zero_()
+        lse_BHQ.fill_(-torch.inf)
+    return output_BHQE, lse_BHQ
+
+
+def gradient_room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
+    """Make room for the gradients: zeros where a tile may not reach, and for the biases, which tiles add to."""
+    make = torch.zeros_like if problem.hides or problem.key_BGKD.shape[2] == 0 else torch.empty_like
+    room = {name: make(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
+    for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
+        if needed:
+            room[name] = torch.zeros_like(getattr(problem, name), dtype=problem.working_dtype)
+    return room
 
 
 def added_up(total: Tensor | None, found: Tensor, keys: slice, like: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ COPY_NUMBERS = 1 << 20
 """Numbers of a part's float32 copy of one tensor of half precision: 4 MB."""
 
 
-def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
-    """Fill output and log-sum-exp; rows that no piece reaches keep what they hold."""
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Compute output and log-sum-exp; the operation's own result where one call does it all."""
+    room = None
     for part in _parts(problem):
         small = working(part.problem)
         for tile, causal, added_BHQK in _pieces(small):
@@ -34,13 +35,18 @@ def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
             )
             if added_BHQK is not None:
                 found_BHQ = found_BHQ.masked_fill(added_BHQK.amax(-1) == -torch.inf, -torch.inf)
-            rows = rows_of(part, tile)
-            output_BHQE[part.batch, part.heads, rows] = mixed_BHQE
-            lse_BHQ[part.batch, part.heads, rows] = found_BHQ
+            if mixed_BHQE.shape[:3] == problem.query_BHQD.shape[:3]:
+                return mixed_BHQE.to(problem.query_BHQD.dtype), found_BHQ
+            room = room or blocks.output_room(problem)
+            for whole, found in zip(room, (mixed_BHQE, found_BHQ), strict=True):
+                whole[part.batch, part.heads, rows_of(part, tile)] = found
+    return room or blocks.output_room(problem)
 
 
-def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor], room: dict[str, Tensor]) -> None:
-    """Fill the room made for the gradients of query, key and value."""
+def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Compute the gradients of query, key and value; the operation's own results where one call does it all."""
+    names = ("query_BHQD", "key_BGKD", "value_BGKE")
+    room: dict[str, Tensor] = {}
     for part in _parts(problem):
         small, here = working(part.problem), (part.batch, part.heads, part.rows)
         grad, output = (x[here].to(small.working_dtype) for x in (grad_BHQE, saved[0]))
@@ -58,11 +64,17 @@ def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor], 
                 attn_mask=added_BHQK,
                 scale=small.scale,
             )
+            found = (query_grad, *others)
+            if all(x.shape == getattr(problem, name).shape for x, name in zip(found, names, strict=True)):
+                return dict(zip(names, found, strict=True))
+            room = room or blocks.gradient_room(problem, (False,) * 3)
             room["query_BHQD"][part.batch, part.heads, rows_of(part, tile)] = query_grad
             for i, like in enumerate((small.key_BGKD, small.value_BGKE)):
                 sums[i] = blocks.added_up(sums[i], others[i], tile.keys, like)
-        for name, total in zip(("key_BGKD", "value_BGKE"), sums, strict=True):
-            room[name][part.batch, part.groups, part.keys] = 0 if total is None else total
+        for name, total in zip(names[1:], sums, strict=True):
+            if total is not None:
+                room[name][part.batch, part.groups, part.keys] = total
+    return room or blocks.gradient_room(problem, (False,) * 3)
 
 
 def _parts(problem: Problem) -> Iterator[blocks.Part]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from headwise.contracts.problem import Problem
@@ -58,17 +57,13 @@ def choose(problem: Problem) -> tuple[str, str]:
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     """Compute the output, the log-sum-exp and the statistics asked for."""
     problem = blocks.guard(problem)
-    batch, heads, _, queries, keys, _, width = problem.sizes
-    # (B, Q, H, E) in memory: joining the heads afterwards is free.
-    output_BHQE = problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
-    lse_BHQ = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
-    if problem.hides or keys == 0:
-        output_BHQE.zero_()
-        lse_BHQ.fill_(-torch.inf)
-    if keys and lse_BHQ.numel():
-        way = flash if choose(problem)[0] == "flash" else written
-        way.forward(problem, output_BHQE, lse_BHQ)
-    return output_BHQE, lse_BHQ, *measure.measure(problem, asked).values()
+    if problem.key_BGKD.shape[2] == 0 or problem.query_BHQD.shape[:3].numel() == 0:
+        results = blocks.output_room(problem)
+    elif choose(problem)[0] == "flash":
+        results = flash.forward(problem)
+    else:
+        results = written.forward(problem)
+    return *results, *measure.measure(problem, asked).values()
 
 
 class Gradients(NamedTuple):
@@ -90,23 +85,11 @@ def backward(
         saved: output, log-sum-exp and entropy of the forward pass.
         needs: whether bias, slopes and the relative bias need theirs.
     """
-    room = _room(problem, needs)
-    if problem.key_BGKD.shape[2] and saved[1].numel():
-        grad = given.output_BHQE
-        problem = blocks.guard(problem, *(x for x in (grad,) if x is not None))
-        plain = not any(needs) and given.lse_BHQ is None and given.entropy_BHQ is None
-        if grad is not None and plain and choose(problem)[0] == "flash":
-            flash.backward(problem, grad, saved[:2], room)
-        else:
-            written.backward(problem, given, saved, room)
-    return room
-
-
-def _room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
-    """Make room for the gradients: zeros where a row or key may see nothing."""
-    make = torch.zeros_like if problem.hides or problem.key_BGKD.shape[2] == 0 else torch.empty_like
-    room = {name: make(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
-    for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
-        if needed:
-            room[name] = torch.zeros_like(getattr(problem, name), dtype=problem.working_dtype)
-    return room
+    if problem.key_BGKD.shape[2] == 0 or problem.query_BHQD.shape[:3].numel() == 0:
+        return blocks.gradient_room(problem, needs)
+    grad = given.output_BHQE
+    problem = blocks.guard(problem, *(x for x in (grad,) if x is not None))
+    plain = not any(needs) and given.lse_BHQ is None and given.entropy_BHQ is None
+    if grad is not None and plain and choose(problem)[0] == "flash":
+        return flash.backward(problem, grad, saved[:2])
+    return written.backward(problem, given, saved, needs)

@@ -34,7 +34,7 @@ _MASK_TENSORS = (
     "dense_BHQK",
 )
 _GRADIENTS = _TENSORS[:6]
-_SETTINGS = "int? left, int? right, bool start_causal, float scale, float rate, str asked, str backend"
+_SETTINGS = "int? left, int? right, bool start_causal, float scale, float rate, str asked, str backend, bool fixed"
 _ARGUMENTS = ", ".join([f"Tensor{'?' * (i > 2)} {name}" for i, name in enumerate((*_TENSORS, *_MASK_TENSORS))])
 _COUNT = len(_TENSORS) + len(_MASK_TENSORS)
 
@@ -51,20 +51,23 @@ def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]
     tensors = [getattr(problem, name) for name in _TENSORS]
     tensors += [getattr(problem.mask, name) for name in _MASK_TENSORS]
     mask = problem.mask
-    settings = mask.left, mask.right, mask.start_causal, problem.scale, problem.rate, asked.asked, backend
+    # Traced programs rely on the memory layout that the shape functions below promise; eager ones spare the copy.
+    fixed = torch.compiler.is_compiling()
+    band = mask.left, mask.right, mask.start_causal
+    settings = *band, problem.scale, problem.rate, asked.asked, backend, fixed
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         results: tuple[Tensor, ...] = _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
         return results
     return tuple(_recorded(*tensors, *settings))
 
 
-def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str]:
+def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str, bool]:
     """Put a call together again from the operation's arguments."""
     tensors, held = arguments[: len(_TENSORS)], arguments[len(_TENSORS) : _COUNT]
-    left, right, start_causal, scale, rate, asked, backend = arguments[_COUNT:]
+    left, right, start_causal, scale, rate, asked, backend, fixed = arguments[_COUNT:]
     mask = Mask(left=left, right=right, start_causal=start_causal, **dict(zip(_MASK_TENSORS, held, strict=True)))
     problem = Problem(mask=mask, scale=scale, rate=rate, **dict(zip(_TENSORS, tensors, strict=True)))
-    return problem, Statistics.parse(asked), backend
+    return problem, Statistics.parse(asked), backend, fixed
 
 
 def _check_lengths(mask: Mask, queries: int, keys: int) -> None:
@@ -103,31 +106,45 @@ def _has_tangent(tensor: Tensor | None) -> bool:
 @torch.library.impl(_LIBRARY, "attend", "CompositeExplicitAutograd")
 @torch.no_grad()
 def _forward(*arguments: Any) -> list[Tensor]:
-    problem, asked, backend = _problem(arguments)
+    problem, asked, backend, fixed = _problem(arguments)
     _check_lengths(problem.mask, problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
     kernel, _ = choose(problem, asked, backend)
-    return list(kernel.forward(problem, asked))
+    output, *others = kernel.forward(problem, asked)
+    return [_laid_out(output, _output_like(problem)) if fixed else output, *others]
 
 
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
 @torch.no_grad()
 def _backward(*arguments: Any) -> list[Tensor]:
-    problem, asked, backend = _problem(arguments[7:])
+    problem, asked, backend, fixed = _problem(arguments[7:])
     kernel, _ = choose(problem, asked, backend)
     room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
-    return [room[name].to(getattr(problem, name).dtype) for name in _GRADIENTS if name in room]
+    found = [(room[name], getattr(problem, name)) for name in _GRADIENTS if name in room]
+    return [_laid_out(grad, torch.empty_like(like)) if fixed else grad.to(like.dtype) for grad, like in found]
+
+
+def _output_like(problem: Problem) -> Tensor:
+    """Lay the output out as the fused operations do: (B, Q, H, E) in memory, so that joining the heads is free."""
+    batch, heads, _, queries, _, _, width = problem.sizes
+    return problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
+
+
+def _laid_out(found: Tensor, room: Tensor) -> Tensor:
+    """Copy a result to the room whose layout was promised, unless it has it."""
+    same = found.stride() == room.stride() and found.dtype == room.dtype
+    return found if same else room.copy_(found)
 
 
 def _forward_shapes(*arguments: Any) -> list[Tensor]:
-    problem, asked, _ = _problem(arguments)
-    batch, heads, _, queries, _, _, width = problem.sizes
-    output = problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
+    problem, asked, _, _ = _problem(arguments)
+    batch, heads, _, queries, _, _, _ = problem.sizes
+    output = _output_like(problem)
     lse = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
     return [output, lse, *measure.empty(asked, problem).values()]
 
 
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
-    problem, _, _ = _problem(arguments[7:])
+    problem, _, _, _ = _problem(arguments[7:])
     needs = (True, True, True, *arguments[6])
     wanted = [name for name, needed in zip(_GRADIENTS, needs, strict=True) if needed]
     return [torch.empty_like(getattr(problem, name)) for name in wanted]
@@ -208,14 +225,14 @@ class _Attend(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @_plain_forward(_COUNT + 7)
+    @_plain_forward(_COUNT + 8)
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         return tuple(torch.ops.headwise.attend(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.settings = inputs[_COUNT:]
-        entropy = output[2] if Statistics.parse(ctx.settings[-2]).entropy else None
+        entropy = output[2] if Statistics.parse(ctx.settings[-3]).entropy else None
         ctx.mark_non_differentiable(*output[2 if entropy is None else 3 :])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:_COUNT], *output[:2], entropy)

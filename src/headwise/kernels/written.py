@@ -13,8 +13,9 @@ from headwise.kernels import blocks
 __all__ = ["backward", "forward", "rows_of", "working"]
 
 
-def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
-    """Fill output and log-sum-exp; rows that no tile reaches keep what they hold."""
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Compute output and log-sum-exp."""
+    output_BHQE, lse_BHQ = blocks.output_room(problem)
     for part in _parts(problem):
         small = working(part.problem)
         for tile in blocks.tiles(small):
@@ -32,24 +33,26 @@ def forward(problem: Problem, output_BHQE: Tensor, lse_BHQ: Tensor) -> None:
                 total_BHQ1 *= _kept_share(small)
             if tile.masked:
                 total_BHQ1.masked_fill_(total_BHQ1 == 0, 1)
-            mixed_NQE = _product(*_by_group(small, powers_BHQK, small.value_BGKE[:, :, tile.keys]), 1.0, small.guarded)
-            output_BHQE[here] = mixed_NQE.view(*powers_BHQK.shape[:3], -1).div_(total_BHQ1)
+            powers_NQK, value_NKE = _by_group(small, powers_BHQK, small.value_BGKE[:, :, tile.keys])
+            _put(output_BHQE[here], powers_NQK, value_NKE, 1.0, small.guarded, total_BHQ1)
+    return output_BHQE, lse_BHQ
 
 
 def backward(
     problem: Problem,
     given: Iterable[Tensor | None],
     saved: tuple[Tensor, Tensor, Tensor | None],
-    room: dict[str, Tensor],
-) -> None:
-    """Fill the room made for the gradients, which holds zeros where a tile may not reach.
+    needs: tuple[bool, ...],
+) -> dict[str, Tensor]:
+    """Compute the gradients.
 
     Args:
         problem: the call.
         given: gradients of output, log-sum-exp and entropy; `None` for zero.
         saved: output, log-sum-exp and entropy of the forward pass.
-        room: a tensor for each gradient wanted.
+        needs: whether bias, slopes and the relative bias need theirs.
     """
+    room = blocks.gradient_room(problem, needs)
     for part in _parts(problem):
         small, here = working(part.problem), (part.batch, part.heads, part.rows)
         local = [None if x is None else x[here].to(small.working_dtype) for x in (*given, saved[1], saved[2])]
@@ -70,6 +73,7 @@ def backward(
         for place, total in zip(places, sums, strict=True):
             if total is not None and total is not place:
                 place.copy_(total)
+    return room
 
 
 def working(problem: Problem) -> Problem:
@@ -185,13 +189,25 @@ def _add_for_keys(
     return blocks.added_up(total_BGKD, found_BGKD, tile.keys, place_BGKD)
 
 
-def _put(place_BHQD: Tensor, weights_NQK: Tensor, vectors_NKD: Tensor, scale: float, guarded: bool) -> None:
-    """Write a product to its place, directly where memory allows."""
-    if not guarded and place_BHQD.is_contiguous() and place_BHQD.dtype == weights_NQK.dtype:
+def _put(
+    place_BHQD: Tensor,
+    weights_NQK: Tensor,
+    vectors_NKD: Tensor,
+    scale: float,
+    guarded: bool,
+    divisor_BHQ1: Tensor | None = None,
+) -> None:
+    """Write a product, divided where asked, to its place: directly where memory allows."""
+    direct = not guarded and place_BHQD.is_contiguous() and place_BHQD.dtype == weights_NQK.dtype
+    if direct:
         room_NQD = place_BHQD.view(weights_NQK.shape[0], weights_NQK.shape[1], vectors_NKD.shape[2])
-        blocks.product(weights_NQK, vectors_NKD, scale, room_NQD)
+        found_BHQD = blocks.product(weights_NQK, vectors_NKD, scale, room_NQD).view(place_BHQD.shape)
     else:
-        place_BHQD.copy_(_product(weights_NQK, vectors_NKD, scale, guarded).view(place_BHQD.shape))
+        found_BHQD = _product(weights_NQK, vectors_NKD, scale, guarded).view(place_BHQD.shape)
+    if divisor_BHQ1 is not None:
+        found_BHQD.div_(divisor_BHQ1)
+    if not direct:
+        place_BHQD.copy_(found_BHQD)
 
 
 def _product(weights_NQK: Tensor, vectors_NKD: Tensor, scale: float, guarded: bool) -> Tensor:
