@@ -50,6 +50,11 @@ class Problem:
         return batch, heads, groups, queries, keys, width, value_width
 
     @property
+    def empty(self) -> bool:
+        """Tell whether there is no score at all: no samples, queries or keys."""
+        return self.query_BHQD.shape[0] == 0 or self.query_BHQD.shape[2] == 0 or self.key_BGKD.shape[2] == 0
+
+    @property
     def hides(self) -> bool:
         """Tell whether a key can be hidden from a query; a bias may hold -inf."""
         return self.mask.hides or self.bias_BHQK is not None

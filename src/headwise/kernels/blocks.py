@@ -296,10 +296,10 @@ def kept(problem: Problem, tile: Tile) -> Tensor | None:
 
 def output_room(problem: Problem) -> tuple[Tensor, Tensor]:
     """Make room for output and log-sum-exp: zeros and -inf where a tile may not reach."""
-    batch, heads, _, queries, keys, _, width = problem.sizes
+    batch, heads, _, queries, _, _, width = problem.sizes
     output_BHQE = problem.query_BHQD.new_empty(batch, heads, queries, width)
     lse_BHQ = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
-    if problem.hides or keys == 0:
+    if problem.hides or problem.empty:
         output_BHQE.zero_()
         lse_BHQ.fill_(-torch.inf)
     return output_BHQE, lse_BHQ
@@ -307,7 +307,7 @@ def output_room(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def gradient_room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
     """Make room for the gradients: zeros where a tile may not reach, and for the biases, which tiles add to."""
-    make = torch.zeros_like if problem.hides or problem.key_BGKD.shape[2] == 0 else torch.empty_like
+    make = torch.zeros_like if problem.hides or problem.empty else torch.empty_like
     room = {name: make(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
     for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
         if needed:

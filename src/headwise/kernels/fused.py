@@ -57,7 +57,7 @@ def choose(problem: Problem) -> tuple[str, str]:
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     """Compute the output, the log-sum-exp and the statistics asked for."""
     problem = blocks.guard(problem)
-    if problem.key_BGKD.shape[2] == 0 or problem.query_BHQD.shape[:3].numel() == 0:
+    if problem.empty:
         results = blocks.output_room(problem)
     elif choose(problem)[0] == "flash":
         results = flash.forward(problem)
@@ -85,7 +85,7 @@ def backward(
         saved: output, log-sum-exp and entropy of the forward pass.
         needs: whether bias, slopes and the relative bias need theirs.
     """
-    if problem.key_BGKD.shape[2] == 0 or problem.query_BHQD.shape[:3].numel() == 0:
+    if problem.empty:
         return blocks.gradient_room(problem, needs)
     grad = given.output_BHQE
     problem = blocks.guard(problem, *(x for x in (grad,) if x is not None))
