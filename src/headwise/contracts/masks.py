@@ -112,7 +112,9 @@ class Mask:
         for name, value in (("keys", keys), ("queries", queries), ("key_start", key_start)):
             if value is not None and not (isinstance(value, Tensor) and value.dtype in _INTEGERS and value.dim() == 1):
                 raise InputError(f"`{name}` must be an integer tensor of shape (B,); got {_told(value)}. {_COUNTED}")
-        return cls(key_length_B=keys, query_length_B=queries, key_start_B=key_start)
+        # Wide, so that sums of narrow numbers cannot wrap.
+        key_B, query_B, start_B = (None if value is None else value.long() for value in (keys, queries, key_start))
+        return cls(key_length_B=key_B, query_length_B=query_B, key_start_B=start_B)
 
     @classmethod
     def segments(cls, ids: Tensor, query_ids: Tensor | None = None) -> Mask:
@@ -219,6 +221,19 @@ class Mask:
         for term in terms[1:]:
             allowed = allowed & term
         return allowed[(None,) * (4 - allowed.dim())]
+
+    def check_lengths(self, queries: int, keys: int) -> None:
+        """Raise `InputError` for lengths that leave the tensors; on an accelerator, where looking waits, trust them."""
+        start_B, length_B, count_B = self.key_start_B, self.key_length_B, self.query_length_B
+        if start_B is None or length_B is None or length_B.device.type != "cpu":
+            return
+        end_B = start_B + length_B
+        if bool(((start_B < 0) | (length_B < 0) | (end_B > keys)).any()):
+            told = f"starts {start_B.tolist()}, lengths {length_B.tolist()}"
+            raise InputError(f"valid keys must lie in the {keys} keys given; got {told}. {_COUNTED}")
+        if count_B is not None and bool(((count_B < 0) | (count_B > queries)).any()):
+            told = f"lengths {count_B.tolist()}"
+            raise InputError(f"valid queries must lie in the {queries} queries given; got {told}. {_COUNTED}")
 
     def resolved(self, queries: int) -> Mask:
         """Fill in what depends on the number of queries: the segments of the queries, and where valid keys start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,6 +64,11 @@ class Problem:
     def working_dtype(self) -> torch.dtype:
         """Give the type in which scores and statistics are computed: float64 for float64, else float32."""
         return torch.float64 if self.query_BHQD.dtype == torch.float64 else torch.float32
+
+    def exactly(self) -> AbstractContextManager[None]:
+        """Keep autocast, which has chosen the inputs' type, from lowering the products inside as well."""
+        kind = self.query_BHQD.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def but(self, **changes: Any) -> Problem:
         """Copy with some fields changed."""

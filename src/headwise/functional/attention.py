@@ -105,6 +105,10 @@ def attend(
         named(backend)
     if statistics is None:
         return (reference.attend(problem, _NOTHING) if backend == "reference" else run(problem, _NOTHING, backend))[0]
+    given: object = statistics
+    if not isinstance(given, Statistics):
+        told = type(given).__name__
+        raise InputError(f"`statistics` must be a Statistics; got {told}. Pass Statistics(entropy=True), say.")
     statistics.check()
     way = reference.attend(problem, statistics) if backend == "reference" else run(problem, statistics, backend)
     return way[0], Seen(way[1], **dict(zip(measure.names(statistics), way[2:], strict=True)))
@@ -230,6 +234,8 @@ def _problem(
 
 def _autocast(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Follow autocast as PyTorch's fused operation does: to the lower precision."""
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return tensors  # refused by the checks that follow
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors

@@ -81,6 +81,11 @@ def check_mask(mask: Any, query: Tensor, key: Tensor) -> Mask:
                 f"the mask must fit {batch} samples, {heads} heads, {queries} queries and {keys} keys; "
                 f"got {name} of shape {tuple(tensor.shape)}. Give it shape {shape}."
             )
+    few = mask.key_segment_BKN is not None and mask.query_segment_BQN is None
+    if few and not torch.compiler.is_compiling() and queries > keys:
+        raise InputError(
+            f"segment ids of the keys must cover the queries; got {keys} keys and {queries} queries. Pass `query_ids`."
+        )
     return mask
 
 
@@ -102,11 +107,16 @@ def check_bias(bias: Any, query: Tensor, key: Tensor) -> None:
         held = bias
     elif isinstance(bias, Alibi | RelativeBias):
         held = bias.slopes_H if isinstance(bias, Alibi) else bias.table_NH
+        if not isinstance(held, Tensor) or not held.dtype.is_floating_point:
+            found = held.dtype if isinstance(held, Tensor) else type(held).__name__
+            raise InputError(f"{type(bias).__name__} must hold a float tensor; got {found}. Convert it with .float().")
         if held.shape[-1] != heads or held.dim() != (1 if isinstance(bias, Alibi) else 2):
             told = f"{heads} query heads and {type(bias).__name__} of shape {tuple(held.shape)}"
             raise InputError(
                 f"a bias by position must have one column per query head; got {told}. Make it for {heads}."
             )
+        if isinstance(bias, RelativeBias):
+            _check_buckets(bias)
     else:
         raise InputError(
             f"`bias` must be a tensor, Alibi or RelativeBias; got {type(bias).__name__}. "
@@ -114,6 +124,16 @@ def check_bias(bias: Any, query: Tensor, key: Tensor) -> None:
         )
     if held.device != query.device:
         raise InputError(f"`bias` must lie on {query.device}; got {held.device}. Move it with .to().")
+
+
+def _check_buckets(bias: RelativeBias) -> None:
+    buckets = bias.table_NH.shape[0]
+    exact = buckets // (4 if bias.bidirectional else 2)
+    if exact < 1 or bias.max_distance <= exact:
+        raise InputError(
+            "a relative bias must have at least 4 buckets (2 where not bidirectional) and a `max_distance` above half "
+            f"of a direction's; got {buckets} buckets and max_distance {bias.max_distance}. T5 has 32 and 128."
+        )
 
 
 def _spread(shape: torch.Size, wanted: tuple[int, ...]) -> bool:

@@ -82,7 +82,7 @@ def of_tile(scores_BHQK: Tensor, problem: Problem, tile: blocks.Tile, asked: Sta
     seen: dict[str, Tensor] = {}
     if asked.entropy:
         # Centred on the maximum, both factors are exact near 0 and the sum cannot go below 0; 0 * -inf counts as 0.
-        lost_BHQ = torch.linalg.vecdot(powers_BHQK, centred_BHQK.clamp_(min=torch.finfo(centred_BHQK.dtype).min))
+        lost_BHQ = torch.linalg.vecdot(powers_BHQK, centred_BHQK.clamp(min=torch.finfo(centred_BHQK.dtype).min))
         seen["entropy_BHQ"] = (total_BHQ.log2() - lost_BHQ * share_BHQ) / blocks.LOG2_E
     weights_BHQK = powers_BHQK.mul_(share_BHQ[..., None])
     if at_BHQ is not None:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
-from headwise.errors import BackendError, InputError
+from headwise.errors import BackendError
 from headwise.kernels import measure
 from headwise.kernels.choice import choose
 from headwise.kernels.fused import Gradients
@@ -70,20 +70,6 @@ def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str, bool
     return problem, Statistics.parse(asked), backend, fixed
 
 
-def _check_lengths(mask: Mask, queries: int, keys: int) -> None:
-    """Refuse lengths that leave the tensors; on an accelerator, where looking would wait for it, they are trusted."""
-    if mask.key_length_B is None or mask.key_start_B is None or mask.key_length_B.device.type != "cpu":
-        return
-    start_B, end_B = mask.key_start_B, mask.key_start_B + mask.key_length_B
-    if bool(((start_B < 0) | (end_B < start_B) | (end_B > keys)).any()):
-        told = f"starts {start_B.tolist()}, lengths {mask.key_length_B.tolist()}"
-        raise InputError(f"valid keys must lie in the {keys} keys given; got {told}. Count each sample's valid keys.")
-    count_B = mask.query_length_B
-    if count_B is not None and bool(((count_B < 0) | (count_B > queries)).any()):
-        told = f"the {queries} queries given; got {count_B.tolist()}"
-        raise InputError(f"valid queries must be a part of {told}. Count each sample's valid queries.")
-
-
 @torch.library.impl(_LIBRARY, "attend", "Autograd")
 def _recorded(*arguments: Any) -> list[Tensor]:
     """Record the gradient where it is wanted: for eager calls, and for exported programs, which hold the operation."""
@@ -107,9 +93,10 @@ def _has_tangent(tensor: Tensor | None) -> bool:
 @torch.no_grad()
 def _forward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments)
-    _check_lengths(problem.mask, problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
+    problem.mask.check_lengths(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
     kernel, _ = choose(problem, asked, backend)
-    output, *others = kernel.forward(problem, asked)
+    with problem.exactly():
+        output, *others = kernel.forward(problem, asked)
     return [_laid_out(output, _output_like(problem)) if fixed else output, *others]
 
 
@@ -118,7 +105,8 @@ def _forward(*arguments: Any) -> list[Tensor]:
 def _backward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments[7:])
     kernel, _ = choose(problem, asked, backend)
-    room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
+    with problem.exactly():
+        room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
     found = [(room[name], getattr(problem, name)) for name in _GRADIENTS if name in room]
     return [_laid_out(grad, torch.empty_like(like)) if fixed else grad.to(like.dtype) for grad, like in found]
 
@@ -160,7 +148,7 @@ def _one_by_one(operation: Any) -> Any:
     def batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
         results = []
         for i in range(info.batch_size):
-            chosen = [x if d is None else x.select(d, i) for x, d in zip(arguments, dims, strict=True)]
+            chosen = [x.select(d, i) if isinstance(d, int) else x for x, d in zip(arguments, dims, strict=True)]
             results.append(operation(*chosen))
         stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
         return stacked, [0] * len(stacked)

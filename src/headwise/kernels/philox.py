@@ -26,8 +26,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     for _ in range(_ROUNDS):
         # int64 products wrap, which leaves the low 64 bits, all that is needed, exact.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = ((product1 >> 32).bitwise_and_(_LOW) ^ c1).bitwise_xor_(k0)
-        c2 = ((product0 >> 32).bitwise_and_(_LOW) ^ c3).bitwise_xor_(k1)
+        c0 = (product1 >> 32).bitwise_and_(_LOW) ^ (c1 ^ k0)
+        c2 = (product0 >> 32).bitwise_and_(_LOW) ^ (c3 ^ k1)
         c1, c3 = product1.bitwise_and_(_LOW), product0.bitwise_and_(_LOW)
         k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
     return c0, c1, c2, c3

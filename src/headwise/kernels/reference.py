@@ -30,6 +30,12 @@ def describe(problem: Problem) -> str:
 
 def attend(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     """Compute the output, the log-sum-exp and the statistics asked for, differentiable any number of times."""
+    with problem.exactly():
+        return _attend(problem, asked)
+
+
+def _attend(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
+    _check(problem)
     whole = _whole(problem)
     scores_BHQK = _scores(problem)
     lse_BHQ, weights_BHQK = _normalised(scores_BHQK)
@@ -50,7 +56,15 @@ def attend(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 
 def weights(problem: Problem, window: slice) -> Tensor:
     """Compute the attention weights of a window of queries, before dropout, in the inputs' dtype."""
-    return _normalised(_scores(problem, window))[1].to(problem.query_BHQD.dtype)
+    _check(problem)
+    with problem.exactly():
+        return _normalised(_scores(problem, window))[1].to(problem.query_BHQD.dtype)
+
+
+def _check(problem: Problem) -> None:
+    """Look at lengths where there are numbers to look at."""
+    if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        problem.mask.check_lengths(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
 
 
 def _whole(problem: Problem) -> blocks.Tile:

@@ -1,0 +1,78 @@
+"""Law 1: every backend equals the float64 reference in output, gradients and statistics."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.laws import dense
+from tests.laws.cases import BACKENDS, DTYPES, THROUGH, TILINGS, arriving, calls, tiled
+from tests.laws.checks import INDICES, assert_complete, assert_law_1, gap, largest, run
+
+HALVES = (torch.bfloat16, torch.float16)
+tilings = st.sampled_from(list(TILINGS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(data=st.data(), tiling=tilings, through=st.sampled_from(THROUGH))
+@settings(max_examples=60)
+def test_a_backend_equals_the_reference(backend, dtype, data, tiling, through):
+    call = data.draw(calls(dtype))
+    given = arriving(call, through)
+    with tiled(tiling):
+        found = run(call, backend, given)
+    assert_complete(call, found)
+    assert_law_1(call, found, given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    call=calls(torch.float32, most=2, kinds=("causal", "window"), bias=False, dropout=False),
+    tiling=tilings,
+    through=st.sampled_from(THROUGH),
+    scale=st.sampled_from((-1.3, 0.0, 1e-3)),
+)
+@settings(max_examples=100)
+def test_a_band_keeps_to_the_reference_at_any_scale(backend, call, tiling, through, scale):
+    value_BGKE = call.key_BGKD.flip(-1)  # of the keys' width, for which PyTorch has its own kernel
+    call = call.but(scale=scale, value_BGKE=value_BGKE)
+    given = arriving(call, through)
+    with tiled(tiling):
+        assert_law_1(call, run(call, backend, given), given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(data=st.data(), through=st.sampled_from(THROUGH))
+@settings(max_examples=8)
+def test_a_backend_equals_the_reference_where_it_is_fused(backend, dtype, data, through):
+    call = data.draw(calls(dtype, large=True))
+    given = arriving(call, through)
+    assert_law_1(call, run(call, backend, given), given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(call=st.sampled_from(HALVES).flatmap(lambda dtype: calls(dtype, dropout=False)), tiling=tilings)
+@settings(max_examples=40)
+def test_statistics_of_half_precision_are_exact(backend, call, tiling):
+    with tiled(tiling):
+        found = run(call, backend)
+    wanted = dense.attend(call)
+    for name in set(found) - {"output", *INDICES}:
+        assert found[name].dtype == torch.float32
+        size = largest(torch.where(wanted[name].isfinite(), wanted[name], 0))
+        error = gap(found[name], wanted[name])
+        assert error <= 1e-4 * size + 1e-6, f"`{name}` is off by {error:.3g} of {size:.3g}"
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(settings.get_profile("long"))
+def test_a_backend_equals_the_reference_at_length(data):
+    call = data.draw(
+        st.sampled_from(DTYPES).flatmap(lambda dtype: calls(dtype, large=data.draw(st.integers(0, 9)) == 9))
+    )
+    given = arriving(call, data.draw(st.sampled_from(THROUGH)))
+    with tiled(data.draw(tilings)):
+        assert_law_1(call, run(call, data.draw(st.sampled_from(BACKENDS)), given), given)
