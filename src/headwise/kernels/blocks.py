@@ -23,6 +23,7 @@ __all__ = [
     "LOG2_E",
     "TILE_SCORES",
     "Part",
+    "Run",
     "Tile",
     "added_up",
     "all_finite",
@@ -64,13 +65,24 @@ class Part(NamedTuple):
     problem: Problem
 
 
+class Run(NamedTuple):
+    """Name a run of indices where a slice would freeze them: Dynamo takes the ends of a slice for constants."""
+
+    start: int
+    stop: int
+
+
 class Tile(NamedTuple):
     """Name some rows of a part and the keys they may see."""
 
-    rows: slice
-    keys: slice
+    rows: Any
+    """A slice of the rows; a `Run` when the tile is the whole call."""
+    keys: Any
+    """A slice of the keys, likewise."""
     masked: bool
     """Whether some key of the tile is hidden from some row."""
+    whole: bool = False
+    """Whether the tile is the whole call, which needs no cutting."""
 
 
 def parts(problem: Problem, unit_cost: int, budget: int, least_heads: int = 1) -> Iterator[Part]:
@@ -228,15 +240,16 @@ def visible(problem: Problem, tile: Tile) -> Tensor | None:
     """Write out the mask of a tile; `None` when nothing is hidden."""
     if not tile.masked:
         return None
-    every = slice(None)
-    part = _cut_mask(problem.mask, every, every, tile.rows, tile.keys, padded=True)
+    every, part = slice(None), problem.mask
+    if not tile.whole:
+        part = _cut_mask(part, every, every, tile.rows, tile.keys, padded=True)
     return part.visible_at(*indices(problem, tile), extent_of(problem))
 
 
 def bias_of(problem: Problem, tile: Tile) -> Tensor | None:
     """Add up what is added to the scores of a tile, in the working type."""
     every, dtype = slice(None), problem.working_dtype
-    bias = cut(problem.bias_BHQK, every, every, tile.rows, tile.keys)
+    bias = problem.bias_BHQK if tile.whole else cut(problem.bias_BHQK, every, every, tile.rows, tile.keys)
     total = None if bias is None else bias.to(dtype)
     if problem.slopes_H is None and problem.relative_HN is None:
         return total

@@ -69,7 +69,7 @@ def _check(problem: Problem) -> None:
 
 def _whole(problem: Problem) -> blocks.Tile:
     queries, keys = problem.query_BHQD.shape[2], problem.key_BGKD.shape[2]
-    return blocks.Tile(slice(0, queries), slice(0, keys), True)
+    return blocks.Tile(blocks.Run(0, queries), blocks.Run(0, keys), masked=True, whole=True)
 
 
 def _scores(problem: Problem, window: slice = slice(None)) -> Tensor:
@@ -78,7 +78,7 @@ def _scores(problem: Problem, window: slice = slice(None)) -> Tensor:
     tile = whole
     if window != slice(None):  # else the size stays free in an exported program
         start, stop, _ = window.indices(whole.rows.stop)
-        tile = blocks.Tile(slice(start, max(start, stop)), whole.keys, True)
+        tile = blocks.Tile(slice(start, max(start, stop)), slice(0, whole.keys.stop), masked=True)
     query_BHQD, key_BGKD = (x.to(problem.working_dtype) for x in (problem.query_BHQD[:, :, window], problem.key_BGKD))
     broken_BHQK = None
     if problem.hides:
