@@ -71,7 +71,9 @@ def backward(
             for i, share in enumerate((key_share, (dropped_BHQK, there[0], 1.0))):
                 sums[i] = _add_for_keys(sums[i], places[i], share, small, tile)
         for place, total in zip(places, sums, strict=True):
-            if total is not None and total is not place:
+            if total is None:
+                place.zero_()
+            elif total is not place:
                 place.copy_(total)
     return room
 
