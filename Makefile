@@ -8,13 +8,16 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: test test-all check bench clean
+.PHONY: test test-all fuzz check bench clean
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not fuzz" $(ARGS)
 
 test-all: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not fuzz" $(ARGS)
+
+fuzz: $(STAMP)  ## thousands of random cases, others each time
+	$(BIN)/python -m pytest -m fuzz $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -66,7 +66,7 @@ def test_statistics_of_half_precision_are_exact(backend, call, tiling):
         assert error <= 1e-4 * size + 1e-6, f"`{name}` is off by {error:.3g} of {size:.3g}"
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @given(data=st.data())
 @settings(settings.get_profile("long"))
 def test_a_backend_equals_the_reference_at_length(data):

@@ -212,6 +212,8 @@ def matmul_grouped(left_BHQN: Tensor, right_BGND: Tensor) -> Tensor:
 
 def product(left_NQD: Tensor, right_NDK: Tensor, scale: float, room_NQK: Tensor | None = None) -> Tensor:
     """Compute `scale left right` for stacks of matrices, in the room given; the product itself scales, at no cost."""
+    if scale == 0:  # the product would skip its operands, and with them a NaN
+        return torch.mul(left_NQD @ right_NDK, 0, out=room_NQK)
     if room_NQK is None:
         room_NQK = left_NQD.new_empty(left_NQD.shape[0], left_NQD.shape[1], right_NDK.shape[2])
     return torch.baddbmm(room_NQK, left_NQD, right_NDK, beta=0, alpha=scale, out=room_NQK)
