@@ -173,3 +173,14 @@ def test_a_sample_of_length_zero_does_not_end_the_process(backend, tiling):
         assert_law_1(call, run(call, backend))
         without = replace(call, parts=(Lengths(torch.tensor([0, 0, 0]), torch.tensor([7, 0, 3])),))
         assert_law_1(without, run(without, backend))
+
+
+@pytest.mark.parametrize("keys", [5, 17])
+def test_a_query_that_is_nan_beside_few_keys_arrives(backend, keys):
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(1, 1, 200, 8, generator=generator), torch.randn(1, 1, keys, 8, generator=generator)
+    query[0, 0, 3, 0] = torch.nan
+    found = run(Call(query, key, key), backend)
+    for name in ("output", "lse"):
+        wrong = found[name].view(200, -1).isnan().any(-1)
+        assert wrong.nonzero().flatten().tolist() == [3], name
