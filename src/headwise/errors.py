@@ -2,7 +2,7 @@
 
 ```
 HeadwiseError            everything that headwise raises on purpose
-├── InputError           a tensor, mask or argument that does not fit its neighbours   (also a ValueError)
+├── InputError           a tensor, argument or file that is not as it must be           (also a ValueError)
 ├── ConfigError          a setting that no model or run can have                       (also a ValueError)
 └── BackendError         a backend asked for by name that cannot do what it is asked   (also a RuntimeError)
 ```
@@ -18,7 +18,7 @@ class HeadwiseError(Exception):
 
 
 class InputError(HeadwiseError, ValueError):
-    """Say that a tensor, mask or argument does not fit the others."""
+    """Say that a tensor, an argument or a file is not as it must be."""
 
 
 class ConfigError(HeadwiseError, ValueError):
