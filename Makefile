@@ -8,19 +8,16 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: test test-all unsettled fuzz check bench clean
+.PHONY: test test-all fuzz check bench clean
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
-	$(BIN)/python -m pytest -m "not slow and not fuzz and not unsettled" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not fuzz" $(ARGS)
 
 test-all: check
-	$(BIN)/python -m pytest -m "not fuzz and not unsettled" $(ARGS)
+	$(BIN)/python -m pytest -m "not fuzz" $(ARGS)
 
-unsettled: $(STAMP)  ## laws that do not all hold yet: docs/LOG.md
-	$(BIN)/python -m pytest -m "unsettled and not fuzz" $(ARGS)
-
-fuzz: $(STAMP)  ## thousands of random cases, others each time
-	$(BIN)/python -m pytest -m fuzz $(ARGS)
+fuzz: $(STAMP)  ## the laws over random cases, others each time
+	$(BIN)/python -m pytest tests/laws --hypothesis-profile=random $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ import torch
 torch.set_num_threads(2)
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("random", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("long", max_examples=2_000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci")
 

@@ -20,12 +20,16 @@ TILINGS: dict[str, dict[Any, dict[str, int]]] = {
     "whole": {},
     "written in tiles": {blocks: {"TILE_SCORES": 40, "LEAST_ROWS": 3, "ALONE": 10_000}},
     "written alone": {blocks: {"TILE_SCORES": 60, "LEAST_ROWS": 2, "ALONE": 1}},
-    "flash whole": {fused: {"FEW_KEYS": 1}, blocks: {"ALONE": 10_000}},
-    "flash alone": {fused: {"FEW_KEYS": 0}, blocks: {"ALONE": 1, "LEAST_ROWS": 2}, flash: {"MASK_NUMBERS": 30}},
+    "flash whole": {fused: {"FEW_KEYS": 1}, blocks: {"ALONE": 10_000}, flash: {"LEAST_KEYS": 0}},
+    "flash alone": {
+        fused: {"FEW_KEYS": 0},
+        blocks: {"ALONE": 1, "LEAST_ROWS": 2},
+        flash: {"LEAST_KEYS": 0, "MASK_NUMBERS": 30},
+    },
     "flash in parts": {
         fused: {"FEW_KEYS": 0},
         blocks: {"ALONE": 20, "LEAST_ROWS": 3},
-        flash: {"MASK_NUMBERS": 30, "COPY_NUMBERS": 50},
+        flash: {"LEAST_KEYS": 0, "MASK_NUMBERS": 30, "COPY_NUMBERS": 50},
     },
 }
 """Limits of the fused backend, so small that calls of a few tokens fall into many tiles and parts."""

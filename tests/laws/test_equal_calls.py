@@ -16,8 +16,7 @@ from tests.laws.cases import BACKENDS, TILINGS, arriving, calls, tiled
 from tests.laws.checks import Judge, assert_law_1, bias_of, largest, mask_of, run
 from tests.laws.dense import Buckets, Call, Causal, Dense, Lengths, Segments, Slopes, Window
 
-# Why unsettled: see docs/LOG.md.
-pytestmark = [pytest.mark.unsettled, pytest.mark.parametrize("backend", BACKENDS)]
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 tilings = st.sampled_from(list(TILINGS))
 seeds = st.integers(0, 2**31)

@@ -14,8 +14,7 @@ from tests.laws.cases import BACKENDS, DTYPES, THROUGH, TILINGS, arriving, calls
 from tests.laws.checks import Judge, assert_law_1, run
 from tests.laws.dense import Call, Causal, Dense, Lengths, Segments, Window
 
-# Why unsettled: see docs/LOG.md.
-pytestmark = [pytest.mark.unsettled, pytest.mark.parametrize("backend", BACKENDS)]
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 tilings = st.sampled_from(list(TILINGS))
 garbage = st.sampled_from((math.nan, math.inf, -math.inf))

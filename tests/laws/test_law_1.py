@@ -9,8 +9,6 @@ from tests.laws import dense
 from tests.laws.cases import BACKENDS, DTYPES, THROUGH, TILINGS, arriving, calls, tiled
 from tests.laws.checks import INDICES, assert_complete, assert_law_1, gap, largest, run
 
-pytestmark = pytest.mark.unsettled  # see docs/LOG.md
-
 HALVES = (torch.bfloat16, torch.float16)
 tilings = st.sampled_from(list(TILINGS))
 

@@ -18,8 +18,6 @@ from tests.laws.cases import BACKENDS, DTYPES, TILINGS, arriving, calls, tiled
 from tests.laws.checks import Judge, assert_law_1, bias_of, gap, mask_of, observed, run
 from tests.laws.dense import Call, Causal, Lengths
 
-pytestmark = pytest.mark.unsettled  # see docs/LOG.md
-
 tilings = st.sampled_from(list(TILINGS))
 floats = st.sampled_from(DTYPES)
 backends = pytest.mark.parametrize("backend", BACKENDS)

@@ -321,12 +321,16 @@ def output_room(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def gradient_room(problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
-    """Make room for the gradients: zeros where a tile may not reach, and for the biases, which tiles add to."""
+    """Make room for the gradients: zeros where a tile may not reach, and for the biases, which tiles add to.
+
+    One number of the relative bias adds up thousands of scores, one after the other: in float64.
+    """
     make = torch.zeros_like if problem.hides or problem.empty else torch.empty_like
     room = {name: make(getattr(problem, name)) for name in ("query_BHQD", "key_BGKD", "value_BGKE")}
     for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
         if needed:
-            room[name] = torch.zeros_like(getattr(problem, name), dtype=problem.working_dtype)
+            dtype = torch.float64 if name == "relative_HN" else problem.working_dtype
+            room[name] = torch.zeros_like(getattr(problem, name), dtype=dtype)
     return room
 
 

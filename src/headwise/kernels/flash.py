@@ -16,7 +16,10 @@ from headwise.contracts.problem import Problem
 from headwise.kernels import blocks
 from headwise.kernels.written import rows_of, working
 
-__all__ = ["COPY_NUMBERS", "MASK_NUMBERS", "backward", "forward"]
+__all__ = ["COPY_NUMBERS", "LEAST_KEYS", "MASK_NUMBERS", "backward", "forward"]
+
+LEAST_KEYS = 16
+"""With fewer keys the operation gives 0 where a query is NaN."""
 
 MASK_NUMBERS = 1 << 20
 """Numbers of a written-out mask: 4 MB of float32."""
@@ -109,9 +112,9 @@ def _pieces(problem: Problem) -> Iterator[tuple[blocks.Tile, bool, Tensor | None
 
 
 def _is_triangle(problem: Problem, queries: int, keys: int) -> bool:
-    """Tell whether query i may see keys 0 to i and no others."""
+    """Tell whether the operation's causal mask is the call's: query i may see keys 0 to i and no others."""
     mask = problem.mask
-    if mask.left is not None:
+    if mask.left is not None or problem.scale <= 0:  # the operation multiplies its -inf by the scale
         return False
     at_end = mask.right == 0 and queries == keys
     return at_end or (mask.start_causal and mask.right is None)

@@ -47,6 +47,8 @@ def choose(problem: Problem) -> tuple[str, str]:
         return "written", "the fused operation has no dropout on the CPU"
     if width != value_width or width == 0:
         return "written", f"values of width {value_width} beside keys of width {width}"
+    if keys < flash.LEAST_KEYS:
+        return "written", f"the fused operation loses NaN beside fewer than {flash.LEAST_KEYS} keys"
     if queries <= FEW_KEYS and keys <= FEW_KEYS:
         return "written", f"measured faster up to {FEW_KEYS} queries and keys"
     if problem.guarded:

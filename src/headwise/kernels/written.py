@@ -165,7 +165,8 @@ def _add_biases(room: dict[str, Tensor], part: blocks.Part, tile: blocks.Tile, s
     if "relative_HN" in room:
         target = room["relative_HN"][part.heads]
         column_BHQK = blocks.clamped(relative_BHQK, target).expand_as(slope_BHQK)
-        target.scatter_add_(1, column_BHQK.transpose(0, 1).flatten(1), slope_BHQK.transpose(0, 1).flatten(1))
+        slope_HN = slope_BHQK.transpose(0, 1).flatten(1).to(target.dtype)
+        target.scatter_add_(1, column_BHQK.transpose(0, 1).flatten(1), slope_HN)
 
 
 def _add_for_keys(
