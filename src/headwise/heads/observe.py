@@ -1,0 +1,115 @@
+"""Look at every head of a model while it runs, and leave no trace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from headwise.contracts import Scored, Seen, Statistics
+from headwise.errors import InputError
+from headwise.heads.table import HeadTable, Seam
+from headwise.modules import Attend
+
+__all__ = ["Observer", "observe"]
+
+_USUAL = Statistics(
+    entropy=True, peak=True, distance=True, sink=1, diagonal=True, previous=True, next=True, local=2, map=16
+)
+
+
+class Observer:
+    """Collect what the seams of a model tell; `table` gives what was seen so far."""
+
+    def __init__(self, seams: dict[str, Attend]) -> None:
+        self._seams = seams
+        self._seen: dict[str, Seam] = {}
+
+    def table(self) -> HeadTable:
+        """Give one row for every head.
+
+        Raises:
+            InputError: when the model was not run, or a part of it that holds heads.
+        """
+        missed = [place for place in self._seams if place not in self._seen]
+        if missed:
+            raise InputError(
+                f"every attention layer must run while it is observed; got no call of {', '.join(missed)}. "
+                "Call the model inside `with observe(model)`, by its forward."
+            )
+        return HeadTable(tuple(self._seen[place] for place in self._seams))
+
+    def add(self, place: str, seen: Seen, *, cross: bool) -> None:
+        """Add what one call of the seam at a place has shown."""
+        scored = {name: Scored(held.sum.double().cpu(), held.count.cpu()) for name, held in seen.per_head().items()}
+        number = re.search(r"\d+", place)
+        found = Seam(
+            place,
+            int(number[0]) if number else 0,
+            "cross" if cross else "self",
+            self._seams[place].heads,
+            scored,
+        )
+        self._seen[place] = self._seen[place] + found if place in self._seen else found
+
+
+@contextmanager
+def observe(model: nn.Module, statistics: Statistics = _USUAL) -> Iterator[Observer]:
+    """Look at the heads of every attention layer of a model, for as many calls as are made inside.
+
+    Output, gradients and random numbers are those of an unobserved model, to the bit where the same backend takes the
+    call. Compiled models run eagerly meanwhile. Nothing is left behind, not even after an exception.
+
+    Args:
+        model: any model built on `headwise.Attend`, wrapped and compiled ones included.
+        statistics: what to learn about each head. Links and received mass do not add up over texts of different
+            lengths and are not kept.
+
+    Raises:
+        InputError: when the model has no attention layer of ours.
+
+    Example:
+        >>> from headwise import MultiHeadAttention
+        >>> layer = MultiHeadAttention(16, 2)
+        >>> with observe(layer) as observer:
+        ...     _ = layer(torch.randn(1, 5, 16))
+        >>> [(row["layer"], row["head"]) for row in observer.table().rows()]
+        [(0, 0), (0, 1)]
+    """
+    seams = {name: module for name, module in model.named_modules() if isinstance(module, Attend)}
+    if not seams:
+        raise InputError(
+            f"a model must hold `headwise.Attend` to be observed; got {type(model).__name__} without one. "
+            "Build it of our layers."
+        )
+    observer = Observer(seams)
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for place, seam in seams.items():
+            before = seam.register_forward_pre_hook(partial(_ask, statistics), with_kwargs=True)
+            stack.callback(before.remove)
+            after = seam.register_forward_hook(partial(_hear, observer, place), with_kwargs=True)
+            stack.callback(after.remove)
+        yield observer
+
+
+def _ask(statistics: Statistics, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Ask a seam for statistics; across two texts there is no own position to ask for."""
+    if kwargs.get("cross"):
+        statistics = replace(statistics, diagonal=False, previous=False, next=False)
+    return args, kwargs | {"statistics": statistics}
+
+
+def _hear(
+    observer: Observer, place: str, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> Any:
+    """Take the statistics out of a seam's result, so that the model sees the output alone."""
+    output, seen = result
+    observer.add(place, seen, cross=bool(kwargs.get("cross")))
+    return output
