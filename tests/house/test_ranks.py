@@ -11,7 +11,7 @@ SRC = Path(__file__).parents[2] / "src"
 
 LADDER = (
     "errors",
-    "contracts",
+    "contracts data",
     "kernels",
     "functional",
     "modules compat",
