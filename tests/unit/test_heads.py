@@ -39,7 +39,7 @@ def texts(*lengths):
 
 
 def table_of(model, *calls, **settings):
-    with observe(model, **settings) as observer:
+    with torch.no_grad(), observe(model, **settings) as observer:
         for call in calls:
             model(*call)
     return observer.table()
@@ -76,7 +76,8 @@ def test_tables_of_parts_add_up():
     whole = table_of(model, first, second)
     assert [row["queries"] for row in whole.rows()] == [11 + 7 + 5 + 13 + 2] * 4
     for mine, wanted in zip(merged.rows(), whole.rows(), strict=True):
-        assert mine == pytest.approx(wanted, rel=1e-12)
+        assert (mine.pop("kind"), wanted.pop("kind")) == ("self", "self")
+        assert mine == pytest.approx(wanted, rel=1e-6)
 
 
 def test_rows_name_layers_and_heads():
@@ -98,7 +99,8 @@ def test_cross_attention_is_looked_at_without_an_own_position():
 def test_a_compiled_model_is_seen_too():
     model, call = Layers().eval(), texts(11, 7)
     compiled = torch.compile(model, backend="eager")
-    compiled(*call)
+    with torch.no_grad():
+        compiled(*call)
     assert table_of(compiled, call).to_json() == table_of(model, call).to_json().replace(
         '"place": "', '"place": "_orig_mod.'
     )
@@ -138,4 +140,4 @@ def test_the_page_holds_the_table(tmp_path):
     assert [row["head"] for row in data["rows"]] == [0, 1, 2, 0]
     assert len(data["maps"]) == 4
     assert len(data["maps"][0]) == len(data["maps"][0][0]) == 16
-    assert "http" not in text
+    assert "://" not in text
