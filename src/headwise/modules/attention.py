@@ -241,6 +241,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.1) -> None:
         super().__init__()
+        if num_heads >= 1 and embed_dim % num_heads:
+            raise ConfigError(
+                f"`embed_dim` must be a multiple of `num_heads`; got {embed_dim} and {num_heads}. "
+                f"Use {_nearest(embed_dim, num_heads)} heads."
+            )
         self.attention = MultiHeadAttention(embed_dim, num_heads, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim)
