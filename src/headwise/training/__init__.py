@@ -1,0 +1,1 @@
+"""Train models: one loop for every task."""
