@@ -36,7 +36,7 @@ class Sampler:
     Example:
         >>> sampler = Sampler(np.array([5, 2, 2, 5, 2]), tokens=10, seed=0)
         >>> [sorted(sampler.rows(0, place).tolist()) for place in range(len(sampler))]
-        [[0, 3], [1, 2, 4]]
+        [[1, 2, 4], [0, 3]]
     """
 
     def __init__(self, length: NDArray[Any], *, tokens: int, seed: int) -> None:
