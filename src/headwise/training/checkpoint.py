@@ -138,7 +138,7 @@ class States:
             _write_tensors(beside / "tensors.safetensors", tensors)
             described = {"format": _FORMAT, "progress": asdict(progress), **facts}
             write_whole(beside / "state.json", json.dumps(described, indent=1).encode())
-            if target.exists():  # one that could not be read, or the run would not have come here again
+            if target.exists():  # torn, or of the same step before its validation: older ones are whole
                 shutil.rmtree(target)
             beside.rename(target)
             sync_folder(self.folder)

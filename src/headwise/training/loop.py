@@ -122,7 +122,8 @@ class _Run:
             self.model.compile()
         self.optimizer = adamw(self.model, config)
         self.states = States(out / "training")
-        self.progress, self.saved, self.saved_at = Progress(), 0, time.monotonic()
+        self.progress = self.saved = Progress()
+        self.saved_at = time.monotonic()
         zero = torch.zeros((), device=runtime.device)
         self.sums = {"loss": zero.clone(), "count": zero.clone(), "first_bad": zero - 1, "norm": zero.clone()}
         self.tokens, self.logged_at = 0, time.perf_counter()
@@ -136,7 +137,7 @@ class _Run:
             return
         _compare(state.facts, self._facts())
         state.restore(self.model, self.optimizer, self.sums)
-        self.progress, self.saved = state.progress, state.progress.step
+        self.progress = self.saved = state.progress
         _log.info("resumed after step %d of %d", self.progress.step, self.steps)
 
     def go(self, interrupts: Interrupts, quiet: bool) -> Outcome:
@@ -254,7 +255,7 @@ class _Run:
         """Stop a run whose loss or gradient is no number any more, before it is kept."""
         bad = int(self.sums["first_bad"])
         if bad >= 0:
-            kept = f"the state of step {self.saved} is whole" if self.saved else "no state was saved before"
+            kept = f"the state of step {self.saved.step} is whole" if self.saved.step else "no state was saved before"
             raise HeadwiseError(
                 f"loss and gradient must be finite; got NaN or infinity at step {bad}. "
                 f"Lower `learning_rate`, or set `clip`; {kept}."
@@ -263,12 +264,12 @@ class _Run:
     def _save(self) -> None:
         """Save the state, unless it is saved."""
         self._check()
-        if self.saved == self.progress.step:
+        if self.saved == self.progress:
             return
         tensors = State.of(self.model, self.optimizer, self.sums)
         if self.runtime.first:
             self.states.write(self.progress, self._facts(), tensors)
-        self.saved, self.saved_at = self.progress.step, time.monotonic()
+        self.saved, self.saved_at = self.progress, time.monotonic()
 
     def _validate(self) -> None:
         """Validate, keep the model where it is the best so far, and put its parameters aside for the average."""
@@ -321,10 +322,12 @@ class _Run:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
+        began = time.perf_counter()
         self.model.eval()
         with torch.no_grad(), parallel.whole(self.model), self.runtime.autocast():
             yield
         self.model.train()
+        self.logged_at += time.perf_counter() - began
 
     def _seed(self) -> None:
         """Draw what is random in a step from its number and the process, so that no random state must be kept."""
