@@ -18,6 +18,9 @@ from pathlib import Path
 
 import torch
 
+sys.path.pop(0)  # this folder, whose statistics.py would stand before Python's own
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks.toy import TOY, toy_job
 from headwise.training import start, train
 

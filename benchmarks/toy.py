@@ -1,6 +1,6 @@
 """A run of a second or two that has all a real one has: what the tests of training and `kills.py` train.
 
-Run with `python benchmarks/toy.py OUT`; `torchrun --nproc-per-node 2 benchmarks/toy.py OUT` shares the work.
+Run with `python -m benchmarks.toy OUT`; `torchrun --nproc-per-node 2 -m benchmarks.toy OUT` shares the work.
 """
 
 from __future__ import annotations

@@ -38,14 +38,14 @@ class Log:
         if tensorboard:
             self._board = _board(folder / "tensorboard", progress.step + 1)
 
-    def write(self, step: int, figures: Mapping[str, float], *, validation: bool = False) -> None:
-        """Add a line."""
+    def write(self, step: int, figures: Mapping[str, float], part: str = "training") -> None:
+        """Add a line: figures of training as they are, those of another part under its name."""
         if self._file is not None:
-            line = {"step": step, "validation": figures} if validation else {"step": step, **figures}
+            line = {"step": step, **(figures if part == "training" else {part: figures})}
             self._file.write(json.dumps(line) + "\n")
         if self._board is not None:
             for name, value in figures.items():
-                self._board.add_scalar(f"{'validation' if validation else 'training'}/{name}", value, step)
+                self._board.add_scalar(f"{part}/{name}", value, step)
 
     def close(self) -> None:
         """Finish writing."""
@@ -106,12 +106,14 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _stays(line: bytes, progress: Progress) -> bool:
-    """Tell whether a line was written before the state; the last may have been cut off."""
+    """Tell whether a line was written before the state; the last may have been cut off. Averaging comes after all."""
     try:
         read = json.loads(line)
     except ValueError:
         return False
-    return bool(read["step"] <= (progress.validated if "validation" in read else progress.step))
+    if "validation" in read:
+        return bool(read["step"] <= progress.validated)
+    return "average" not in read and bool(read["step"] <= progress.step)
 
 
 def _board(folder: Path, first_step: int) -> _Board:

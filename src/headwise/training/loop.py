@@ -284,7 +284,7 @@ class _Run:
             tensors = checkpoint.parameters_of(self.model)
             if self.runtime.first:
                 checkpoint.snapshot(self._snapshots, step, tensors, self.config.average)
-        self.log.write(step, figures, validation=True)
+        self.log.write(step, figures, "validation")
         self.bar.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
     def _finish(self) -> Outcome:
@@ -296,7 +296,7 @@ class _Run:
             for name, tensor in checkpoint.averaged(self._snapshots).items():
                 parallel.assign(held[name], tensor)
             figures = self._figures()
-            self.log.write(self.progress.step, {f"average_{name}": value for name, value in figures.items()})
+            self.log.write(self.progress.step, figures, "average")
             if self._better(figures, best):
                 self._publish(figures)
                 return Outcome(self.progress.step, self.progress.step, figures, averaged=True)
