@@ -1,0 +1,273 @@
+"""Keep the state of a run on disk, so that a run that was killed goes on to the very result it would have had.
+
+A state is a folder `state-000500` with `tensors.safetensors`, the parameters and what AdamW remembers, and
+`state.json`, all else. It is written beside, synced and renamed. Random states need no place in it: every step draws
+from a seed of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from headwise.contracts.files import sync_folder, write_whole
+from headwise.errors import HeadwiseError, InputError
+from headwise.training.parallel import assign, gathered
+
+__all__ = [
+    "Progress",
+    "State",
+    "States",
+    "averaged",
+    "drop_snapshots",
+    "named_tensors",
+    "parameters_of",
+    "publish",
+    "several",
+    "snapshot",
+]
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_KEPT = 2
+"""States on disk: the newest, and one to fall back on when a disk has spoilt it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Say how far a run has come."""
+
+    step: int = 0
+    """Steps done."""
+    passes: int = 0
+    """Passes done."""
+    place: int = 0
+    """Batches done of the pass after them."""
+    validated: int = 0
+    """Step of the last validation."""
+    best_step: int = 0
+    """Step of the best validation; 0 before the first."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """Its figures."""
+    stale: int = 0
+    """Validations since then."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Hold what a run needs to go on."""
+
+    progress: Progress
+    """How far it came."""
+    facts: Mapping[str, Any]
+    """Settings, data, versions and threads under which it ran."""
+    tensors: Mapping[str, Tensor]
+    """Parameters, what AdamW remembers, and running sums, by name, on the CPU."""
+
+    @staticmethod
+    def of(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Collect the tensors of a state; where they lie in shards every process must ask."""
+        tensors = {f"model/{name}": tensor for name, tensor in parameters_of(model).items()}
+        for name, parameter in model.named_parameters():
+            for key, tensor in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{name}/{key}"] = gathered(tensor)
+        return tensors | {f"sums/{name}": gathered(tensor) for name, tensor in sums.items()}
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> None:
+        """Fill a model, its optimizer and the running sums.
+
+        Raises:
+            InputError: when the state is that of another model.
+        """
+        held = {f"model/{name}" for name in named_tensors(model)}
+        stored = {name for name in self.tensors if name.startswith("model/")}
+        if held != stored:
+            raise InputError(
+                f"a state must have the model's parameters; got {sorted(held ^ stored)[:3]} on one side only. "
+                "Resume with the settings of the run, or choose another folder."
+            )
+        for name, tensor in named_tensors(model).items():
+            assign(tensor, self.tensors[f"model/{name}"])
+        for name, tensor in sums.items():
+            assign(tensor, self.tensors[f"sums/{name}"])
+        for name, parameter in model.named_parameters():
+            stem = f"optimizer/{name}/"
+            for key in [key for key in self.tensors if key.startswith(stem)]:
+                optimizer.state[parameter][key.removeprefix(stem)] = self._like(parameter, self.tensors[key])
+
+    @staticmethod
+    def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
+        # Fresh tensors: those of safetensors may lie unaligned, and other kernels would round otherwise.
+        if tensor.dim() == 0:
+            return tensor.clone().to(parameter.device)
+        moment = torch.empty_like(parameter)
+        assign(moment, tensor)
+        return moment.detach()
+
+
+class States:
+    """Write and find the states in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, progress: Progress, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+        """Add a state, and remove all but the newest two.
+
+        Raises:
+            HeadwiseError: when the disk is full or cannot be written; the states before are whole.
+        """
+        target = self.folder / f"state-{progress.step:06d}"
+        beside = self.folder / f".{target.name}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.clear()
+            beside.mkdir()
+            _write_tensors(beside / "tensors.safetensors", tensors)
+            described = {"format": _FORMAT, "progress": asdict(progress), **facts}
+            write_whole(beside / "state.json", json.dumps(described, indent=1).encode())
+            if target.exists():  # torn, or of the same step before its validation: older ones are whole
+                shutil.rmtree(target)
+            beside.rename(target)
+            sync_folder(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise HeadwiseError(
+                f"the state of step {progress.step} must fit into {self.folder}; got {error}. "
+                "Make room and resume: the state before is whole."
+            ) from error
+        for _, old in self._numbered()[:-_KEPT]:
+            shutil.rmtree(old)
+        return target
+
+    def read(self) -> State | None:
+        """Read the newest whole state; one that is torn is told and passed over."""
+        for _, path in reversed(self._numbered()):
+            try:
+                return _read(path)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                if isinstance(error, InputError):
+                    raise
+                _log.warning("%s is torn and passed over: %s", path, error)
+        return None
+
+    def clear(self) -> None:
+        """Remove what a killed run left half written."""
+        for path in self.folder.glob(".state-*.part"):
+            shutil.rmtree(path)
+
+    def __bool__(self) -> bool:
+        return bool(self._numbered())
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        found = ((path.name.removeprefix("state-"), path) for path in self.folder.glob("state-*"))
+        return sorted((int(number), path) for number, path in found if number.isdecimal())
+
+
+def _read(path: Path) -> State:
+    described = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if described["format"] != _FORMAT:
+        raise InputError(
+            f"{path} must have format {_FORMAT}; got {described['format']}. Resume it with the version that wrote it."
+        )
+    return State(Progress(**described.pop("progress")), described, load_file(path / "tensors.safetensors"))
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Collect parameters and buffers, tied ones once, whole and on the CPU; every process must ask for shards."""
+    return {name: gathered(tensor) for name, tensor in named_tensors(model).items()}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name parameters and buffers as the model holds them, tied ones once."""
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def snapshot(folder: Path, step: int, model_tensors: Mapping[str, Tensor], keep: int) -> None:
+    """Put the parameters of a step aside for averaging, and drop all but the last few."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tensors(folder / f"step-{step:06d}.safetensors", model_tensors)
+    for _, path in list(_snapshots(folder))[:-keep]:
+        path.unlink()
+
+
+def drop_snapshots(folder: Path, after: int) -> None:
+    """Remove what a run put aside after the step from which it now goes on."""
+    for step, path in _snapshots(folder):
+        if step > after:
+            path.unlink()
+
+
+def several(folder: Path) -> bool:
+    """Tell whether there is more than one to average."""
+    return len(list(_snapshots(folder))) > 1
+
+
+def averaged(folder: Path) -> dict[str, Tensor]:
+    """Average what was put aside, in float64; whole numbers are the newest."""
+    paths = [path for _, path in _snapshots(folder)]
+    sums = load_file(paths[-1])
+    kinds = {name: tensor.dtype for name, tensor in sums.items() if tensor.is_floating_point()}
+    sums |= {name: sums[name].double() for name in kinds}
+    for path in paths[:-1]:
+        held = load_file(path)
+        for name in kinds:
+            sums[name] += held[name]
+    return sums | {name: (sums[name] / len(paths)).to(kind) for name, kind in kinds.items()}
+
+
+def _snapshots(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in sorted(folder.glob("step-*.safetensors")):
+        yield int(path.stem.removeprefix("step-")), path
+
+
+def publish(save: Callable[[Path], None], out: Path) -> None:
+    """Have a model written beside and its files, once they are all on disk, moved into `out`, the parameters last.
+
+    Raises:
+        HeadwiseError: when the disk is full or cannot be written; the model before is whole.
+    """
+    beside = out / ".best.part"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save(beside)
+        paths = sorted(beside.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
+        for path in paths:
+            _sync(path)
+        for path in paths:
+            path.replace(out / path.name)
+        beside.rmdir()
+        sync_folder(out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise HeadwiseError(
+            f"the best model must fit into {out}; got {error}. Make room and resume: the model before is whole."
+        ) from error
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+    _sync(beside)
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
