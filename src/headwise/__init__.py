@@ -3,26 +3,49 @@
 from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Scored, Seen, Statistics
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.functional import Explanation, Rotary, attend, attention_weights, explain, sinusoidal
+from headwise.models import (
+    Classifier,
+    ClassifierConfig,
+    Encoder,
+    EncoderConfig,
+    load,
+    load_classifier,
+    load_encoder,
+    save,
+)
 from headwise.modules import (
+    AlibiPositions,
     Attend,
     AttentionBlock,
+    EncoderLayer,
+    FeedForward,
+    HiddenDropout,
     KeyValueCache,
     LearnedPositions,
     MultiHeadAttention,
     RelativePositions,
     SinusoidalPositions,
+    TokenEmbedding,
 )
 
 __version__ = "0.1.0"
 __all__ = [
     "Alibi",
+    "AlibiPositions",
     "Attend",
     "AttentionBlock",
     "BackendError",
+    "Classifier",
+    "ClassifierConfig",
     "ConfigError",
     "Dropout",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderLayer",
     "Explanation",
+    "FeedForward",
     "HeadwiseError",
+    "HiddenDropout",
     "InputError",
     "KeyValueCache",
     "LearnedPositions",
@@ -35,8 +58,13 @@ __all__ = [
     "Seen",
     "SinusoidalPositions",
     "Statistics",
+    "TokenEmbedding",
     "attend",
     "attention_weights",
     "explain",
+    "load",
+    "load_classifier",
+    "load_encoder",
+    "save",
     "sinusoidal",
 ]

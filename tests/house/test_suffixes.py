@@ -28,7 +28,9 @@ def annotated_axes(annotation: ast.expr | None) -> set[str]:
     shapes = set()
     for node in ast.walk(annotation) if annotation else ():
         match node:
-            case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(value=str(axes))])):
+            case ast.Subscript(value=ast.Name(id=kind), slice=ast.Tuple(elts=[_, ast.Constant(value=str(axes))])) if (
+                kind != "Literal"
+            ):
                 shapes.add("".join(axis.lstrip("#") for axis in axes.split()))
     return shapes
 
@@ -75,6 +77,7 @@ def test_a_wrong_annotation_is_found(plant, folder, signature):
         "def f(query_BHQD: Float[Tensor, 'B H Q D'], mask: Mask | None = None): ...",
         "def f(key_start_B: Int[Tensor, ' B'] | None, bias_BHQK: Float[Tensor, '#B H #Q K']): ...",
         "def f(rate: float, n_heads: int, d_model: int): ...",
+        "def f(norm: Literal['pre', 'post'] = 'pre'): ...",
         "def _f(query_BHQD: Tensor): ...",
         "class _A:\n    def forward(self, query_BQM: Tensor): ...",
     ],

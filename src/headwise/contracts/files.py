@@ -1,36 +1,63 @@
-"""Write files so that a reader sees the old one or the new one, whole, whatever happens in between."""
+"""Write files so that a name holds the old contents or the new ones, and never a part, whenever the power goes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_whole"]
+__all__ = ["replacing", "sync", "write_whole"]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file's content in one go: written beside, synced, renamed.
+def write_whole(path: Path, contents: bytes) -> None:
+    """Write a file beside its place, bring it to the disk, and rename it.
 
     Raises:
-        OSError: when the disk is full or the folder cannot be written; the old file is as it was.
+        OSError: when the disk is full, say; what the name held before is still there.
     """
-    beside = path.with_name(f".{path.name}.part")
+    with replacing(path) as beside:
+        beside.write_bytes(contents)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to, which takes its place when all went well and is removed otherwise.
+
+    Leftovers of processes that were killed while writing the same file are removed, too.
+    """
+    _clear(path)
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
+        sync(beside)
         beside.replace(path)
-    except OSError:
+    finally:
         beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    sync(path.parent)  # a rename is on the disk when its folder is
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _clear(path: Path) -> None:
+    for left in path.parent.glob(f".{path.name}.tmp-*"):
+        writer = left.name.rpartition("-")[2]
+        if writer.isdecimal() and not _alive(int(writer)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

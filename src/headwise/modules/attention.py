@@ -11,6 +11,7 @@ from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Seen, Statist
 from headwise.errors import ConfigError, InputError
 from headwise.functional import Rotary, attend, attention_weights
 from headwise.modules.cache import KeyValueCache
+from headwise.modules.dropout import drop_heads
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -85,6 +86,10 @@ class MultiHeadAttention(nn.Module):
         rotary: how queries and keys turn with their position; not at all where left out.
         qk_norm: whether queries and keys are normalised per head (RMSNorm with a learned scale).
 
+    Attributes:
+        head_dropout: rate at which whole heads are dropped in training (DropHead; Zhou et al. 2020); 0 until it is set,
+            at any time, as a schedule may.
+
     Raises:
         ConfigError: when no head is left, or the numbers do not divide.
 
@@ -119,6 +124,7 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(len(names) * width, d_model, bias=bias)
         self.query_norm = nn.RMSNorm(width) if qk_norm else None
         self.key_norm = nn.RMSNorm(width) if qk_norm else None
+        self.head_dropout = 0.0
         self.attend = Attend(names)
         for linear in (self.query, self.key, self.value, self.output):
             nn.init.xavier_uniform_(linear.weight)
@@ -152,6 +158,8 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         heads = self.split(x_BTM, context, cache)
         mixed_BHTD = self.attend(*heads, mask, bias=bias, dropout=dropout, cross=context is not None)
+        if self.training and self.head_dropout > 0:
+            mixed_BHTD = drop_heads(mixed_BHTD, self.head_dropout)
         return self.join(mixed_BHTD)
 
     def split(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headwise.contracts.files import sync_folder, write_whole
+from headwise.contracts.files import replacing, sync, write_whole
 from headwise.errors import HeadwiseError, InputError
 from headwise.training.parallel import assign, gathered
 
@@ -141,7 +140,7 @@ class States:
             if target.exists():  # torn, or of the same step before its validation: older ones are whole
                 shutil.rmtree(target)
             beside.rename(target)
-            sync_folder(self.folder)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise HeadwiseError(
@@ -248,11 +247,11 @@ def publish(save: Callable[[Path], None], out: Path) -> None:
         save(beside)
         paths = sorted(beside.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
         for path in paths:
-            _sync(path)
+            sync(path)
         for path in paths:
             path.replace(out / path.name)
         beside.rmdir()
-        sync_folder(out)
+        sync(out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise HeadwiseError(
@@ -261,13 +260,5 @@ def publish(save: Callable[[Path], None], out: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-    _sync(beside)
-    beside.replace(path)
-    sync_folder(path.parent)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with replacing(path) as beside:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
