@@ -1,0 +1,1 @@
+"""Turn users' files into batches, and results into figures."""

@@ -1,0 +1,220 @@
+"""Open a table of texts: checked once, kept as one Arrow file in the cache, memory-mapped from then on.
+
+The file is mapped with pyarrow itself and not with `datasets.Dataset`: mapping is one call, and nothing of ours needs
+the fingerprints and caches that a `Dataset` adds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from headwise.errors import ConfigError, InputError
+from headwise.tasks.columns import Wanted
+from headwise.tasks.extras import need
+from headwise.tasks.files import cache_folder, key_of
+from headwise.tasks.keeping import LISTED, Keeper
+from headwise.tasks.sources import ALL, Source, find_parts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Skipped", "Table", "open_table", "split"]
+
+_log = logging.getLogger("headwise")
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Hold what was left out of a table, and why."""
+
+    count: int = 0
+    """How many rows."""
+    listed: tuple[str, ...] = ()
+    """File, row, column and fault of the first 20."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold the rows of a table, mapped into memory from the cache, and the splits that they belong to."""
+
+    arrow: pa.Table
+    """A column of texts for each role; `line` and `file` of each row."""
+    key: str
+    """Tells this content from any other; changes with the files and with how they are read."""
+    files: tuple[str, ...]
+    """The files that were read."""
+    splits: Mapping[str, np.ndarray]
+    """The rows of each split, ascending; `all` for rows that belong to none."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """The rows that were left out."""
+
+    def __len__(self) -> int:
+        return int(self.arrow.num_rows)
+
+    def has(self, role: str) -> bool:
+        """Tell whether there is a column for a role."""
+        return role in self.arrow.column_names
+
+    def rows(self, name: str) -> np.ndarray:
+        """Give the rows of a split.
+
+        Raises:
+            InputError: when there is no such split.
+        """
+        if name not in self.splits:
+            known = ", ".join(self.splits)
+            raise InputError(f"the data must have a split `{name}`; got {known}. Name a file for it, or cut one off.")
+        return self.splits[name]
+
+    def texts(self, role: str, rows: np.ndarray | None = None) -> Iterator[list[str]]:
+        """Read a column a few thousand rows at a time.
+
+        Args:
+            rows: only these, ascending; left out, all.
+        """
+        start = 0
+        for chunk in self.arrow.column(role).chunks:
+            if rows is None:
+                yield chunk.to_pylist()
+            else:
+                first, last = np.searchsorted(rows, (start, start + len(chunk)))
+                if last > first:
+                    yield chunk.take(need("pyarrow").array(rows[first:last] - start)).to_pylist()
+            start += len(chunk)
+
+    def where(self, row: int) -> str:
+        """Say where a row came from, for messages."""
+        return f"{self.files[self.arrow['file'][row].as_py()]}, row {self.arrow['line'][row].as_py()}"
+
+
+def open_table(
+    source: Source,
+    *,
+    columns: Sequence[Wanted],
+    on_error: Literal["stop", "skip"] = "stop",
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> Table:
+    """Open a table, from the cache where nothing has changed since it was last read.
+
+    Args:
+        source: what `find_parts` takes: a file, a folder, `hub:NAME`, or one of these for each split.
+        columns: what to read of it.
+        on_error: whether the first broken row is an error, or broken rows are left out, counted and listed.
+        cache: another folder for the cache than `cache_folder()`.
+        quiet: show no progress.
+
+    Raises:
+        InputError: with file, row and column of what cannot be read.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ConfigError(f'`on_error` must be "stop" or "skip"; got {on_error!r}. Choose one.')
+    parts = find_parts(source)
+    states = [[part.name, part.split, part.state] for part in parts]
+    key = key_of(_VERSION, states, [asdict(want) for want in columns], on_error)
+    kept = (cache or cache_folder()) / "tables" / f"{key}.arrow"
+    if not kept.with_suffix(".json").exists() or not kept.exists():
+        Keeper(columns, skip=on_error == "skip").keep(parts, kept, quiet=quiet)
+    table = _mapped(kept, key)
+    if table.skipped.count:
+        more = f"\nand {table.skipped.count - LISTED} more" if table.skipped.count > LISTED else ""
+        _log.warning("skipped %d rows:\n%s%s", table.skipped.count, "\n".join(table.skipped.listed), more)
+    if not len(table):
+        raise InputError(f"{parts[0].name} must have at least one good row; got none. Check the file.")
+    return table
+
+
+def split(table: Table, *, dev: float = 0.1, test: float = 0.0, seed: int = 0, by: str | None = "label") -> Table:
+    """Cut dev and test splits off where the data has none.
+
+    A row's place follows from its first text and the seed alone: not from the order of the rows, and hardly from
+    rows that are added later. Rows that are equal stay together.
+
+    Args:
+        dev: share of the rows for `dev`, 0 to 1; nothing is cut off where there is a dev split already.
+        test: the same for `test`.
+        by: the column whose values keep their shares in every split; `None` for no such column.
+
+    Example:
+        `split(table, dev=0.1, seed=1).splits` has rows for `train` and `dev`.
+    """
+    if not (0 <= dev < 1 and 0 <= test < 1 and dev + test < 1):
+        raise ConfigError(f"`dev` and `test` must be shares that leave a rest; got {dev} and {test}. Try 0.1 and 0.")
+    splits = dict(table.splits)
+    if ALL in splits and "train" not in splits:
+        splits["train"] = splits.pop(ALL)
+    shares = {name: share for name, share in (("dev", dev), ("test", test)) if share and name not in splits}
+    rows = splits.get("train")
+    if rows is None or not shares:
+        return replace(table, splits=splits)
+    order = _drawn(table, rows, seed)
+    place = np.zeros(len(rows), np.int8)
+    for stratum in _strata(table, rows, by):
+        _cut(place, stratum, order, tuple(shares.values()))
+    for number, name in enumerate(shares, 1):
+        splits[name] = rows[place == number]
+        if not len(splits[name]):
+            raise InputError(f"`{name}` must get a row; got a share of {shares[name]} of {len(rows)} rows. Raise it.")
+    return replace(table, splits=splits | {"train": rows[place == 0]})
+
+
+def _drawn(table: Table, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Draw a number for each row from its first text and the seed."""
+    key = seed.to_bytes(16, "little", signed=True)
+    drawn, at = np.empty(len(rows), np.uint64), 0
+    for texts in table.texts(table.arrow.column_names[0], rows):
+        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in texts)
+        drawn[at : at + len(texts)] = np.frombuffer(digests, "<u8")
+        at += len(texts)
+    return drawn
+
+
+def _strata(table: Table, rows: np.ndarray, by: str | None) -> Iterator[np.ndarray]:
+    """Group the places among `rows` by a column's value."""
+    if by is None or not table.has(by):
+        yield np.arange(len(rows))
+        return
+    codes: dict[str, int] = {}
+    found, at = np.empty(len(rows), np.int32), 0
+    for values in table.texts(by, rows):
+        found[at : at + len(values)] = [codes.setdefault(value, len(codes)) for value in values]
+        at += len(values)
+    order = np.argsort(found, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(found[order])) + 1)
+
+
+def _cut(place: np.ndarray, stratum: np.ndarray, drawn: np.ndarray, shares: Sequence[float]) -> None:
+    """Give the rows with the lowest numbers of a stratum to the splits in turn; equal rows go with the first."""
+    ranked = stratum[np.argsort(drawn[stratum], kind="stable")]
+    numbers, begin = drawn[ranked], 0
+    for number, share in enumerate(shares, 1):
+        end = min(begin + round(share * len(ranked)), len(ranked))
+        while begin < end < len(ranked) and numbers[end] == numbers[end - 1]:
+            end += 1
+        place[ranked[begin:end]] = number
+        begin = end
+
+
+def _mapped(kept: Path, key: str) -> Table:
+    pyarrow = need("pyarrow")
+    about = json.loads(kept.with_suffix(".json").read_text())
+    arrow = need("pyarrow.ipc").open_file(pyarrow.memory_map(str(kept))).read_all()
+    code = arrow["split"].to_numpy()
+    splits = {name: np.flatnonzero(code == number) for number, name in enumerate(about["splits"])}
+    return Table(
+        arrow.select([*about["roles"], "line", "file"]),
+        key,
+        tuple(about["files"]),
+        {name: rows for name, rows in splits.items() if len(rows)},
+        Skipped(about["skipped"], tuple(about["listed"])),
+    )
