@@ -1,0 +1,281 @@
+"""Run headwise from the shell: train, evaluate, predict, observe, doctor, demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import headwise
+from headwise import recipes
+from headwise.contracts.files import write_whole
+from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
+from headwise.heads import write_page
+from headwise.tasks.labels import Prediction
+from headwise.training import Runtime, start
+
+__all__ = ["main"]
+
+_REFUSED, _FAILED, _STOPPED = 2, 1, 130
+_CHUNK = 64
+"""Lines of standard input that are answered at once."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and give its exit code: 0, 1 for a failed run, 2 for wrong input, 130 when it was stopped."""
+    chosen = _parser().parse_args(arguments)
+    _log_to_terminal(quiet=chosen.quiet)
+    try:
+        chosen.run(chosen)
+    except (InputError, ConfigError, BackendError) as error:
+        return _ended(error, _REFUSED, chosen.debug)
+    except (HeadwiseError, OSError, MemoryError) as error:
+        return _ended(error, _FAILED, chosen.debug)
+    except KeyboardInterrupt as error:
+        return _ended(error, _STOPPED, chosen.debug)
+    return 0
+
+
+def _ended(error: BaseException, code: int, debug: bool) -> int:
+    """Tell what ended a command, a line a problem; with `--debug`, where as well."""
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads any more: give Python a place where it can flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
+    if debug and code != _STOPPED:
+        raise error
+    for line in (str(error) or type(error).__name__).splitlines():
+        print(f"headwise: {line}", file=sys.stderr)
+    return code
+
+
+def _log_to_terminal(*, quiet: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("headwise")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
+    parser.add_argument("--version", action="version", version=f"headwise {headwise.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_doctor, _add_demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[Any], None], told: str, example: str) -> argparse.ArgumentParser:
+    """Add a command with what all of them have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=told,
+        description=f"{told[0].upper()}{told[1:]}.",
+        epilog=f"example: headwise {name} {example}".rstrip(),
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each process")
+    parser.add_argument("--quiet", action="store_true", help="show results and problems only")
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    example = "sentiment --data train.tsv --dev dev.tsv --out runs/first --init pretrained:minilm"
+    parser = _command(commands, "train", _train, "train a model on your own texts", example)
+    parser.add_argument("task", choices=("sentiment",), help="what the model is for")
+    parser.add_argument("--data", required=True, metavar="FILE", help="table of texts, a folder, or hub:NAME")
+    parser.add_argument("--dev", metavar="FILE", help="texts that choose the model; a tenth of the data by default")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:FOLDER or HUB_ID"
+    )
+    parser.add_argument("--vectors", metavar="FILE", help="word vectors to begin from, or glove")
+    parser.add_argument("--tokenizer", choices=("words", "subwords", "characters"), help="what texts are cut into")
+    parser.add_argument("--size", default="tiny", choices=("tiny", "small", "base"), help="how large a new model is")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
+    parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.steps=500")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")
+    parser.add_argument("--dry-run", action="store_true", help="show all settings and the memory, and stop")
+    _add_columns(parser)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(commands, "evaluate", _evaluate, "measure a run on labelled texts", "runs/first --data test.tsv")
+    _add_run(parser)
+    parser.add_argument("--json", action="store_true", help="all figures, as JSON")
+
+
+def _add_predict(commands: Any) -> None:
+    example = "runs/first --data new.tsv --output answers.tsv"
+    parser = _command(commands, "predict", _predict, "answer for texts, in their order", example)
+    _add_run(parser, required=False)
+    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; else --data, else lines of stdin")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file of the answers; else the terminal")
+    parser.add_argument("--json", action="store_true", help="JSON, one object a line, with all probabilities")
+
+
+def _add_observe(commands: Any) -> None:
+    example = "runs/first --data test.tsv"
+    parser = _command(commands, "observe", _observe, "see what every head of a run does on texts", example)
+    _add_run(parser)
+    parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run by default")
+    parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
+
+
+def _add_doctor(commands: Any) -> None:
+    _command(commands, "doctor", _doctor, "tell what works on this machine, and which way attention takes", "")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", _demo, "train on the bundled reviews, and see the heads", "--out runs/demo")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the runs")
+
+
+def _add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--data", required=required, metavar="FILE", help="table of texts, a folder, or hub:NAME")
+    parser.add_argument("--split", metavar="NAME", help="rows of this split only")
+    _add_columns(parser)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-column", metavar="NAME", help="column of the texts")
+    parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
+    parser.add_argument("--on-error", choices=("stop", "skip"), help="what to do with a broken row")
+
+
+def _data_settings(chosen: Any) -> dict[str, Any]:
+    names = ("text_column", "label_column", "on_error")
+    return {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+
+
+def _train(chosen: Any) -> None:
+    config = recipes.resolve(
+        chosen.task,
+        size=chosen.size,
+        init=chosen.init or ("vectors" if chosen.vectors else None),
+        file=chosen.config,
+        given=_given(chosen),
+        overrides=chosen.set,
+    )
+    if chosen.out.exists() and not chosen.out.is_dir():
+        raise InputError(f"`--out` must be a folder; got the file {chosen.out}. Choose another.")
+    source = {"train": chosen.data, "dev": chosen.dev} if chosen.dev else chosen.data
+    training = config.training
+    with start(chosen.device, training.precision, threads=training.threads) as runtime:
+        planned = recipes.plan(source, config, quiet=chosen.quiet or not runtime.first)
+        if chosen.dry_run:
+            print("\n".join(recipes.describe(planned)))
+            return
+        outcome = recipes.train(planned, chosen.out, runtime, resume=chosen.resume, quiet=chosen.quiet)
+        if runtime.first:
+            for name, value in outcome.best.items():
+                print(f"{name} {value:.4f}")
+            print(f"the best model, of step {outcome.best_step} of {outcome.step}, is in {chosen.out}")
+
+
+def _given(chosen: Any) -> dict[str, Any]:
+    """Lay out what the flags of `train` say as tables of settings."""
+    given: dict[str, Any] = {"data": _data_settings(chosen), "training": {}}
+    if chosen.vectors:
+        given["vectors"] = chosen.vectors
+    if chosen.tokenizer:
+        given["data"]["tokenizer"] = {"kind": chosen.tokenizer}
+    if chosen.seed is not None:
+        given["training"]["seed"] = chosen.seed
+    if chosen.threads:
+        given["training"]["threads"] = chosen.threads
+    return given
+
+
+def _opened(chosen: Any) -> recipes.Run:
+    return recipes.with_data(recipes.open_run(chosen.folder), _data_settings(chosen))
+
+
+def _started(chosen: Any, run: recipes.Run) -> Runtime:
+    return start(chosen.device, run.config.training.precision, threads=chosen.threads)
+
+
+def _evaluate(chosen: Any) -> None:
+    run = _opened(chosen)
+    with _started(chosen, run) as runtime:
+        figures = recipes.evaluate(run, chosen.data, runtime, split=chosen.split)
+        if not runtime.first:
+            return
+        if chosen.json:
+            print(json.dumps(figures, ensure_ascii=False))
+            return
+        for name, value in figures.items():
+            if isinstance(value, float):
+                print(f"{name} {value:.4f}")
+
+
+def _predict(chosen: Any) -> None:
+    run = _opened(chosen)
+    with _started(chosen, run) as runtime:
+        if chosen.data is not None and not chosen.text:
+            answers = recipes.predict(run, chosen.data, runtime, split=chosen.split)
+            if runtime.first:
+                _write(chosen, (_line(answer, chosen.json) for answer in answers))
+            return
+        texts = [chosen.text] if chosen.text else _chunks()
+        answered = (each for chunk in texts for each in recipes.predict_texts(run, chunk, runtime))
+        _write(chosen, (_line(answer, chosen.json) for answer in answered))
+
+
+def _chunks() -> Iterator[list[str]]:
+    """Read lines of standard input; from a terminal, one at a time."""
+    size, chunk = 1 if sys.stdin.isatty() else _CHUNK, []
+    for line in sys.stdin:
+        chunk.append(line.rstrip("\n"))
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _line(answer: Prediction, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(answer._asdict(), ensure_ascii=False)
+    return "\t".join([answer.label, *(f"{name}={share:.4f}" for name, share in answer.probabilities.items())])
+
+
+def _write(chosen: Any, lines: Iterator[str]) -> None:
+    if chosen.output is None:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        write_whole(chosen.output, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _observe(chosen: Any) -> None:
+    run = _opened(chosen)
+    with _started(chosen, run) as runtime:
+        table = recipes.look(run, chosen.data, runtime, split=chosen.split)
+    if not runtime.first:
+        return
+    page = chosen.page or chosen.folder / "heads.html"
+    write_page(table, page, about=f"{chosen.folder} on {chosen.data}")
+    print(table.to_json() if chosen.json else table)
+    print(f"the page is {page}", file=sys.stderr)
+
+
+def _doctor(chosen: Any) -> None:
+    for line in recipes.doctor():
+        print(line)
+
+
+def _demo(chosen: Any) -> None:
+    with start(chosen.device, threads=chosen.threads) as runtime:
+        for line in recipes.demo(chosen.out, runtime, quiet=chosen.quiet):
+            print(line, flush=True)

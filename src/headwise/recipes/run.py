@@ -1,0 +1,107 @@
+"""Keep a trained run in a folder, and open it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from headwise.contracts.files import write_whole
+from headwise.errors import InputError
+from headwise.models import Classifier, load, save
+from headwise.recipes.config import RunConfig, read_run, written_run
+from headwise.tasks.labels import Labels
+from headwise.tasks.tokenizer import Tokenizer
+
+__all__ = ["Run", "open_run", "save_run", "with_data"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold a model with all that it takes to use it."""
+
+    config: RunConfig
+    """The settings it was trained with."""
+    model: Classifier
+    """The model."""
+    tokenizer: Tokenizer
+    """What cuts its texts into tokens."""
+
+    @property
+    def labels(self) -> Labels:
+        """Give the classes."""
+        return Labels(self.config.model.classes, self.config.data.label_separator)
+
+
+def open_run(folder: Path) -> Run:
+    """Open the folder of a trained run.
+
+    Raises:
+        InputError: when it holds none, or one that is torn or of another version.
+    """
+    config = read_run(folder)
+    model = load(folder)
+    if not isinstance(model, Classifier):
+        raise InputError(
+            f"{folder} must hold a classifier; got {type(model).__name__}. Train one with `headwise train`."
+        )
+    return Run(config, model, Tokenizer.load(folder / "tokenizer.json"))
+
+
+def with_data(run: Run, changes: Mapping[str, Any]) -> Run:
+    """Read data otherwise than in training: other columns, another way with broken rows."""
+    return replace(run, config=replace(run.config, data=replace(run.config.data, **changes)))
+
+
+def save_run(run: Run, folder: Path, figures: Mapping[str, float]) -> None:
+    """Write model, tokenizer, settings, figures and a model card."""
+    save(run.model, folder)
+    run.tokenizer.save(folder / "tokenizer.json")
+    write_whole(folder / "run.json", written_run(run.config))
+    write_whole(folder / "metrics.json", (json.dumps({"dev": dict(figures)}, indent=2) + "\n").encode())
+    write_whole(folder / "README.md", _card(run, figures).encode())
+
+
+def _card(run: Run, figures: Mapping[str, float]) -> str:
+    """Write the model card: what it is, how it was made, how good it is, and how to use it."""
+    encoder = run.model.config.encoder
+    facts = {
+        "classes": ", ".join(run.model.config.classes),
+        "began from": run.config.init,
+        "layers": encoder.layers,
+        "heads": ", ".join(str(len(names)) for names in encoder.head_names),
+        "width": encoder.d_model,
+        "parameters": f"{sum(each.numel() for each in run.model.parameters()):,}",
+    }
+    told = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    shown = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items())
+    return _CARD.format(facts=told, figures=shown)
+
+
+_CARD = """---
+library_name: headwise
+pipeline_tag: text-classification
+---
+
+# A classifier of texts
+
+| | |
+| --- | --- |
+{facts}
+
+Every setting stands in `run.json`.
+
+| on the dev texts | |
+| --- | ---: |
+{figures}
+
+The dev texts have chosen this model among its kind; on others expect a little less. Nothing is known of texts of
+another kind or language than those it was trained on.
+
+```sh
+headwise predict . --text "..."
+headwise observe . --data texts.tsv
+```
+"""
