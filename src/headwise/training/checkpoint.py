@@ -31,11 +31,11 @@ __all__ = [
     "States",
     "averaged",
     "drop_snapshots",
-    "named_tensors",
-    "parameters_of",
+    "fill",
     "publish",
     "several",
     "snapshot",
+    "tensors_of",
 ]
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class State:
     @staticmethod
     def of(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Collect the tensors of a state; where they lie in shards every process must ask."""
-        tensors = {f"model/{name}": tensor for name, tensor in parameters_of(model).items()}
+        tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
         for name, parameter in model.named_parameters():
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{name}/{key}"] = gathered(tensor)
@@ -91,15 +91,14 @@ class State:
         Raises:
             InputError: when the state is that of another model.
         """
-        held = {f"model/{name}" for name in named_tensors(model)}
+        held = {f"model/{name}" for name in _named(model)}
         stored = {name for name in self.tensors if name.startswith("model/")}
         if held != stored:
             raise InputError(
                 f"a state must have the model's parameters; got {sorted(held ^ stored)[:3]} on one side only. "
                 "Resume with the settings of the run, or choose another folder."
             )
-        for name, tensor in named_tensors(model).items():
-            assign(tensor, self.tensors[f"model/{name}"])
+        fill(model, {name: self.tensors[f"model/{name}"] for name in _named(model)})
         for name, tensor in sums.items():
             assign(tensor, self.tensors[f"sums/{name}"])
         for name, parameter in model.named_parameters():
@@ -185,12 +184,18 @@ def _read(path: Path) -> State:
     return State(Progress(**described.pop("progress")), described, load_file(path / "tensors.safetensors"))
 
 
-def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Collect parameters and buffers, tied ones once, whole and on the CPU; every process must ask for shards."""
-    return {name: gathered(tensor) for name, tensor in named_tensors(model).items()}
+    return {name: gathered(tensor) for name, tensor in _named(model).items()}
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy whole parameters and buffers into a model, or into what this process holds of it."""
+    for name, held in _named(model).items():
+        assign(held, tensors[name])
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
     """Name parameters and buffers as the model holds them, tied ones once."""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import platform
 import time
@@ -116,7 +117,10 @@ class _Run:
         self.steps = config.steps or config.passes * len(self.sampler)
         self.model = job.model.to(runtime.device)
         parallel.synchronize(self.model, runtime)
+        self.complete = self.model
         if config.shard:
+            # What is saved must be an ordinary model: shards would come out of its `state_dict`.
+            self.complete = copy.deepcopy(self.model).cpu()
             parallel.shard(self.model, runtime, job.methods)
         if config.compile:
             self.model.compile()
@@ -281,7 +285,7 @@ class _Run:
             self.progress = replace(self.progress, best_step=step, best=figures)
         self.progress = replace(self.progress, validated=step, stale=0 if better else self.progress.stale + 1)
         if self.config.average:
-            tensors = checkpoint.parameters_of(self.model)
+            tensors = checkpoint.tensors_of(self.model)
             if self.runtime.first:
                 checkpoint.snapshot(self._snapshots, step, tensors, self.config.average)
         self.log.write(step, figures, "validation")
@@ -292,9 +296,7 @@ class _Run:
         best, best_step = self.progress.best, self.progress.best_step
         self.runtime.wait()
         if checkpoint.several(self._snapshots):
-            held = checkpoint.named_tensors(self.model)
-            for name, tensor in checkpoint.averaged(self._snapshots).items():
-                parallel.assign(held[name], tensor)
+            checkpoint.fill(self.model, checkpoint.averaged(self._snapshots))
             figures = self._figures()
             self.log.write(self.progress.step, figures, "average")
             if self._better(figures, best):
@@ -308,10 +310,12 @@ class _Run:
             return self.runtime.from_first(dict(self.job.validate(self.model)))
 
     def _publish(self, figures: Mapping[str, float]) -> None:
-        with parallel.whole(self.model):
-            if self.runtime.first:
-                checkpoint.publish(lambda folder: self.job.save(self.model, folder, figures), self.out)
-            self.runtime.wait()
+        """Keep the model as the best one."""
+        if self.complete is not self.model:
+            checkpoint.fill(self.complete, checkpoint.tensors_of(self.model))
+        if self.runtime.first:
+            checkpoint.publish(lambda folder: self.job.save(self.complete, folder, figures), self.out)
+        self.runtime.wait()
 
     def _better(self, figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
         name = self.config.keep_best or next(iter(self.job.metrics))
