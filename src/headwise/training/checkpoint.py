@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
     "drop_snapshots",
     "fill",
     "publish",
+    "room",
     "several",
     "snapshot",
     "tensors_of",
@@ -130,7 +132,7 @@ class States:
         """
         target = self.folder / f"state-{progress.step:06d}"
         beside = self.folder / f".{target.name}.part"
-        try:
+        with room(f"the state of step {progress.step}", beside):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.clear()
             beside.mkdir()
@@ -141,12 +143,6 @@ class States:
                 shutil.rmtree(target)
             beside.rename(target)
             sync_folder(self.folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise HeadwiseError(
-                f"the state of step {progress.step} must fit into {self.folder}; got {error}. "
-                "Make room and resume: the state before is whole."
-            ) from error
         for _, old in self._numbered()[:-_KEPT]:
             shutil.rmtree(old)
         return target
@@ -204,8 +200,10 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
 
 def snapshot(folder: Path, step: int, model_tensors: Mapping[str, Tensor], keep: int) -> None:
     """Put the parameters of a step aside for averaging, and drop all but the last few."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(folder / f"step-{step:06d}.safetensors", model_tensors)
+    path = folder / f"step-{step:06d}.safetensors"
+    with room(f"the parameters of step {step}", path.with_name(f".{path.name}.part")):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tensors(path, model_tensors)
     for _, path in list(_snapshots(folder))[:-keep]:
         path.unlink()
 
@@ -247,7 +245,7 @@ def publish(save: Callable[[Path], None], out: Path) -> None:
         HeadwiseError: when the disk is full or cannot be written; the model before is whole.
     """
     beside = out / ".best.part"
-    try:
+    with room("the best model", beside):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         save(beside)
@@ -258,10 +256,17 @@ def publish(save: Callable[[Path], None], out: Path) -> None:
             path.replace(out / path.name)
         beside.rmdir()
         sync_folder(out)
+
+
+@contextmanager
+def room(what: str, beside: Path) -> Iterator[None]:
+    """Turn a failure to write into a clear error, and remove what was half written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
         raise HeadwiseError(
-            f"the best model must fit into {out}; got {error}. Make room and resume: the model before is whole."
+            f"{what} must be written to {beside.parent}; got {error}. Make room and resume: what was saved is whole."
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -154,7 +155,11 @@ class _Run:
         self.bar = Bar(self.progress.step, self.steps, shown=self.runtime.first and not quiet)
         try:
             self.model.train()
-            while not self._done():
+            while True:
+                if self._validation_is_due():
+                    self._validate()
+                if self._is_over():
+                    break
                 self._step()
                 self._pause(interrupts)
             self._save()
@@ -163,12 +168,13 @@ class _Run:
             self.log.close()
             self.bar.close()
 
-    def _done(self) -> bool:
-        """Validate where it is time to, and tell whether the run is at its end."""
+    def _validation_is_due(self) -> bool:
+        # Asked before a step and not after one: a run that was stopped in between validates when it goes on.
         step, every = self.progress.step, self.config.validate_every or len(self.sampler)
-        if step > self.progress.validated and (step % every == 0 or step == self.steps):
-            self._validate()
-        return step >= self.steps or 0 < self.config.patience <= self.progress.stale
+        return step > self.progress.validated and (step % every == 0 or step == self.steps)
+
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.steps or 0 < self.config.patience <= self.progress.stale
 
     def _step(self) -> None:
         """Go one step: this process's share of a batch, the sum over all, an update."""
@@ -319,7 +325,7 @@ class _Run:
 
     def _better(self, figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
         name = self.config.keep_best or next(iter(self.job.metrics))
-        if not best:
+        if not best or math.isnan(best[name]):
             return True
         new, old = figures[name], best[name]
         return new > old if self.job.metrics[name] == "higher" else new < old
