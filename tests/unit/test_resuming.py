@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_what_is_there_whole(fails, finished, tmp_path):
 
     job = replace(job, on_step=at(25, fill)) if fails == "state" else replace(job, save=fill)
     try:
-        with pytest.raises(HeadwiseError, match=rf"the (best )?{fails}.* must fit into .* got .*Make room and resume"):
+        with pytest.raises(HeadwiseError, match=rf"the (best )?{fails}.* must be written to .* got .*Make room"):
             train(job, TOY, tmp_path, CPU, quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, free)

@@ -67,6 +67,13 @@ def test_the_best_is_kept(keep_best, step, tmp_path):
     assert torch.equal(load_file(tmp_path / "model.safetensors")["output.weight"], held[step])
 
 
+def test_a_figure_is_better_than_none(tmp_path):
+    figures = iter([float("nan"), 0.2])
+    job = replace(toy_job(CPU), validate=lambda model: {"accuracy": next(figures)})
+    outcome = train(job, replace(TOY, steps=10, validate_every=5, average=0), tmp_path, CPU, quiet=True)
+    assert (outcome.best_step, outcome.best) == (10, {"accuracy": 0.2})
+
+
 def test_an_unknown_figure_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="`keep_best` must be one of accuracy, loss; got bleu"):
         train(toy_job(CPU), replace(TOY, keep_best="bleu"), tmp_path, CPU, quiet=True)

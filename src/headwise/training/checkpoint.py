@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ __all__ = [
     "States",
     "averaged",
     "drop_snapshots",
-    "named_tensors",
-    "parameters_of",
+    "fill",
     "publish",
+    "room",
     "several",
     "snapshot",
+    "tensors_of",
 ]
 
 _log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class State:
     @staticmethod
     def of(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Collect the tensors of a state; where they lie in shards every process must ask."""
-        tensors = {f"model/{name}": tensor for name, tensor in parameters_of(model).items()}
+        tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
         for name, parameter in model.named_parameters():
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{name}/{key}"] = gathered(tensor)
@@ -90,15 +92,14 @@ class State:
         Raises:
             InputError: when the state is that of another model.
         """
-        held = {f"model/{name}" for name in named_tensors(model)}
+        held = {f"model/{name}" for name in _named(model)}
         stored = {name for name in self.tensors if name.startswith("model/")}
         if held != stored:
             raise InputError(
                 f"a state must have the model's parameters; got {sorted(held ^ stored)[:3]} on one side only. "
                 "Resume with the settings of the run, or choose another folder."
             )
-        for name, tensor in named_tensors(model).items():
-            assign(tensor, self.tensors[f"model/{name}"])
+        fill(model, {name: self.tensors[f"model/{name}"] for name in _named(model)})
         for name, tensor in sums.items():
             assign(tensor, self.tensors[f"sums/{name}"])
         for name, parameter in model.named_parameters():
@@ -130,7 +131,7 @@ class States:
         """
         target = self.folder / f"state-{progress.step:06d}"
         beside = self.folder / f".{target.name}.part"
-        try:
+        with room(f"the state of step {progress.step}", beside):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.clear()
             beside.mkdir()
@@ -141,12 +142,6 @@ class States:
                 shutil.rmtree(target)
             beside.rename(target)
             sync(self.folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise HeadwiseError(
-                f"the state of step {progress.step} must fit into {self.folder}; got {error}. "
-                "Make room and resume: the state before is whole."
-            ) from error
         for _, old in self._numbered()[:-_KEPT]:
             shutil.rmtree(old)
         return target
@@ -184,12 +179,18 @@ def _read(path: Path) -> State:
     return State(Progress(**described.pop("progress")), described, load_file(path / "tensors.safetensors"))
 
 
-def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Collect parameters and buffers, tied ones once, whole and on the CPU; every process must ask for shards."""
-    return {name: gathered(tensor) for name, tensor in named_tensors(model).items()}
+    return {name: gathered(tensor) for name, tensor in _named(model).items()}
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy whole parameters and buffers into a model, or into what this process holds of it."""
+    for name, held in _named(model).items():
+        assign(held, tensors[name])
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
     """Name parameters and buffers as the model holds them, tied ones once."""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -198,8 +199,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def snapshot(folder: Path, step: int, model_tensors: Mapping[str, Tensor], keep: int) -> None:
     """Put the parameters of a step aside for averaging, and drop all but the last few."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(folder / f"step-{step:06d}.safetensors", model_tensors)
+    path = folder / f"step-{step:06d}.safetensors"
+    with room(f"the parameters of step {step}", path.with_name(f".{path.name}.part")):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tensors(path, model_tensors)
     for _, path in list(_snapshots(folder))[:-keep]:
         path.unlink()
 
@@ -241,7 +244,7 @@ def publish(save: Callable[[Path], None], out: Path) -> None:
         HeadwiseError: when the disk is full or cannot be written; the model before is whole.
     """
     beside = out / ".best.part"
-    try:
+    with room("the best model", beside):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         save(beside)
@@ -252,10 +255,17 @@ def publish(save: Callable[[Path], None], out: Path) -> None:
             path.replace(out / path.name)
         beside.rmdir()
         sync(out)
+
+
+@contextmanager
+def room(what: str, beside: Path) -> Iterator[None]:
+    """Turn a failure to write into a clear error, and remove what was half written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise HeadwiseError(
-            f"the best model must fit into {out}; got {error}. Make room and resume: the model before is whole."
+            f"{what} must be written to {beside.parent}; got {error}. Make room and resume: what was saved is whole."
         ) from error
 
 

@@ -57,7 +57,7 @@ class TrainingConfig:
     """Steps between lines of the log."""
     save_every: int = 0
     """Steps between saved states; 0 goes by the clock alone."""
-    save_minutes: float = 10.0
+    save_minutes: float = 5.0
     """Minutes between saved states; 0 goes by steps alone."""
     tensorboard: bool = False
     """Write the log for TensorBoard too."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from headwise.contracts.files import write_whole
 from headwise.errors import ConfigError
-from headwise.training.checkpoint import Progress
+from headwise.training.checkpoint import Progress, room
 
 __all__ = ["Bar", "Log"]
 
@@ -32,17 +32,22 @@ class Log:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.jsonl"
-        write_whole(path, b"".join(line for line in _lines(path) if _stays(line, progress)))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = folder / "log.jsonl"
+        write_whole(self._path, b"".join(line for line in _lines(self._path) if _stays(line, progress)))
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
         if tensorboard:
             self._board = _board(folder / "tensorboard", progress.step + 1)
 
     def write(self, step: int, figures: Mapping[str, float], part: str = "training") -> None:
-        """Add a line: figures of training as they are, those of another part under its name."""
+        """Add a line: figures of training as they are, those of another part under its name.
+
+        Raises:
+            HeadwiseError: when the disk is full.
+        """
         if self._file is not None:
             line = {"step": step, **(figures if part == "training" else {part: figures})}
-            self._file.write(json.dumps(line) + "\n")
+            with room("the log", self._path.with_suffix(".part")):
+                self._file.write(json.dumps(line) + "\n")
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(f"{part}/{name}", value, step)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -116,10 +118,14 @@ class _Run:
         self.steps = config.steps or config.passes * len(self.sampler)
         self.model = job.model.to(runtime.device)
         parallel.synchronize(self.model, runtime)
+        self.complete = self.model
         if config.shard:
+            # What is saved must be an ordinary model: shards would come out of its `state_dict`.
+            self.complete = copy.deepcopy(self.model).cpu()
             parallel.shard(self.model, runtime, job.methods)
         if config.compile:
             self.model.compile()
+        self.parameters = list(self.model.parameters())
         self.optimizer = adamw(self.model, config)
         self.states = States(out / "training")
         self.progress = self.saved = Progress()
@@ -150,7 +156,11 @@ class _Run:
         self.bar = Bar(self.progress.step, self.steps, shown=self.runtime.first and not quiet)
         try:
             self.model.train()
-            while not self._done():
+            while True:
+                if self._validation_is_due():
+                    self._validate()
+                if self._is_over():
+                    break
                 self._step()
                 self._pause(interrupts)
             self._save()
@@ -159,12 +169,13 @@ class _Run:
             self.log.close()
             self.bar.close()
 
-    def _done(self) -> bool:
-        """Validate where it is time to, and tell whether the run is at its end."""
+    def _validation_is_due(self) -> bool:
+        # Asked before a step and not after one: a run that was stopped in between validates when it goes on.
         step, every = self.progress.step, self.config.validate_every or len(self.sampler)
-        if step > self.progress.validated and (step % every == 0 or step == self.steps):
-            self._validate()
-        return step >= self.steps or 0 < self.config.patience <= self.progress.stale
+        return step > self.progress.validated and (step % every == 0 or step == self.steps)
+
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.steps or 0 < self.config.patience <= self.progress.stale
 
     def _step(self) -> None:
         """Go one step: this process's share of a batch, the sum over all, an update."""
@@ -172,8 +183,8 @@ class _Run:
         self._seed()
         rows = self.sampler.rows(self.progress.passes, self.progress.place)
         total = runtime.total(self._backward(rows))
-        parallel.sum_gradients(self.model.parameters(), runtime)
-        norm = scale_gradients(self.model.parameters(), total.count, config.clip)
+        parallel.sum_gradients(self.parameters, runtime)
+        norm = scale_gradients(self.parameters, total.count, config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.steps)
         self.optimizer.step()
@@ -281,7 +292,7 @@ class _Run:
             self.progress = replace(self.progress, best_step=step, best=figures)
         self.progress = replace(self.progress, validated=step, stale=0 if better else self.progress.stale + 1)
         if self.config.average:
-            tensors = checkpoint.parameters_of(self.model)
+            tensors = checkpoint.tensors_of(self.model)
             if self.runtime.first:
                 checkpoint.snapshot(self._snapshots, step, tensors, self.config.average)
         self.log.write(step, figures, "validation")
@@ -292,9 +303,7 @@ class _Run:
         best, best_step = self.progress.best, self.progress.best_step
         self.runtime.wait()
         if checkpoint.several(self._snapshots):
-            held = checkpoint.named_tensors(self.model)
-            for name, tensor in checkpoint.averaged(self._snapshots).items():
-                parallel.assign(held[name], tensor)
+            checkpoint.fill(self.model, checkpoint.averaged(self._snapshots))
             figures = self._figures()
             self.log.write(self.progress.step, figures, "average")
             if self._better(figures, best):
@@ -308,14 +317,16 @@ class _Run:
             return self.runtime.from_first(dict(self.job.validate(self.model)))
 
     def _publish(self, figures: Mapping[str, float]) -> None:
-        with parallel.whole(self.model):
-            if self.runtime.first:
-                checkpoint.publish(lambda folder: self.job.save(self.model, folder, figures), self.out)
-            self.runtime.wait()
+        """Keep the model as the best one."""
+        if self.complete is not self.model:
+            checkpoint.fill(self.complete, checkpoint.tensors_of(self.model))
+        if self.runtime.first:
+            checkpoint.publish(lambda folder: self.job.save(self.complete, folder, figures), self.out)
+        self.runtime.wait()
 
     def _better(self, figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
         name = self.config.keep_best or next(iter(self.job.metrics))
-        if not best:
+        if not best or math.isnan(best[name]):
             return True
         new, old = figures[name], best[name]
         return new > old if self.job.metrics[name] == "higher" else new < old
@@ -332,7 +343,10 @@ class _Run:
     def _seed(self) -> None:
         """Draw what is random in a step from its number and the process, so that no random state must be kept."""
         words = np.random.SeedSequence((self.config.seed, self.progress.step, self.runtime.rank)).generate_state(1)
-        torch.manual_seed(int(words[0]))
+        if self.runtime.device.type == "cpu":
+            torch.default_generator.manual_seed(int(words[0]))  # torch.manual_seed takes 0.2 ms to note who asked
+        else:
+            torch.manual_seed(int(words[0]))
 
     @property
     def _snapshots(self) -> Path:

@@ -7,6 +7,7 @@ reached through `forward`; dropped layers, vectors frozen for a while and a loss
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress
@@ -33,6 +34,8 @@ def shard(model: nn.Module, runtime: Runtime, methods: Sequence[str] = ()) -> No
         runtime: the processes.
         methods: methods besides `forward` by which the model is called.
     """
+    # Said of every linear layer on three axes; nothing in our layers works in place on what another gave it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     mesh = init_device_mesh(runtime.device.type, (runtime.processes,))
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for layer in layers:
@@ -55,7 +58,7 @@ def synchronize(model: nn.Module, runtime: Runtime) -> None:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Hold the whole model on every process, so that each may call it as often as it likes, or save it."""
+    """Hold the whole model on every process, so that each may call it as often as it likes."""
     modules = _sharded(model)
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
