@@ -20,7 +20,7 @@ BERT = {
     "num_attention_heads": 4,
     "intermediate_size": 50,
     "max_position_embeddings": 40,
-    "initializer_range": 0.5,
+    "initializer_range": 0.2,
 }
 DISTILBERT = {
     "vocab_size": 97,
@@ -29,7 +29,7 @@ DISTILBERT = {
     "n_heads": 4,
     "hidden_dim": 50,
     "max_position_embeddings": 40,
-    "initializer_range": 0.5,
+    "initializer_range": 0.2,
 }
 MODELS = {
     "bert": ("BertModel", BERT),

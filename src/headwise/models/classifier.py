@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             Hidden states, shape (B, T, M); those of the padding mean nothing.
         """
         x_BTM = self.embed(tokens_BT, types_BT)
-        mask = Mask.lengths(length_B, length_B)
+        mask = Mask.lengths(length_B, length_B.clone())  # torch.compile refuses one tensor in two places
         for layer, heads in zip(self.layers, self.config.head_names, strict=True):
             x_BTM = layer(x_BTM, mask, bias=self._bias(heads))
         return x_BTM if self.final_norm is None else self.final_norm(x_BTM)
@@ -156,8 +156,8 @@ class Pooling(nn.Module):
         """Pool the first `length_B` states of each text: shape (B, M)."""
         if self.query_M is not None and self.attend is not None:
             query_B11M = self.query_M.to(x_BTM.dtype).expand(x_BTM.shape[0], 1, 1, -1)
-            keys_B1TM = x_BTM[:, None]
-            pooled_B11M: Tensor = self.attend(query_B11M, keys_B1TM, keys_B1TM, Mask.lengths(length_B), cross=True)
+            seen = x_BTM[:, None], x_BTM[:, None]
+            pooled_B11M: Tensor = self.attend(query_B11M, *seen, Mask.lengths(length_B), cross=True)
             return pooled_B11M[:, 0, 0]
         if self.kind == "mean":
             valid_BT1 = (torch.arange(x_BTM.shape[1], device=x_BTM.device) < length_B[:, None])[..., None]

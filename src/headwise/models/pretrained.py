@@ -82,7 +82,7 @@ def locate(source: str | Path) -> Path:
     name = str(source)
     if name == "minilm":
         return _minilm()
-    if Path(source).is_dir():
+    if name and Path(source).is_dir():
         return Path(source)
     if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise InputError(f"`{name}` must be a folder, minilm, or a name on the hub; got none of them. Check the path.")
