@@ -22,6 +22,14 @@ from headwise.training import Runtime, start
 __all__ = ["main"]
 
 _REFUSED, _FAILED, _STOPPED = 2, 1, 130
+_USAGE = {
+    "train": "TASK --data FILE --out DIR",
+    "evaluate": "DIR --data FILE",
+    "predict": "DIR",
+    "observe": "DIR --data FILE",
+    "doctor": "",
+    "demo": "",
+}
 _CHUNK = 64
 """Lines of standard input that are answered at once."""
 
@@ -54,6 +62,13 @@ def _ended(error: BaseException, code: int, debug: bool) -> int:
     return code
 
 
+class _Help(argparse.HelpFormatter):
+    """Set help out in lines of up to 100 letters, so that that of a command fits a screen."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
 def _log_to_terminal(*, quiet: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -76,8 +91,10 @@ def _command(commands: Any, name: str, run: Callable[[Any], None], told: str, ex
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=told,
+        usage=f"headwise {name} {_USAGE[name]} [options]".replace("  ", " "),
         description=f"{told[0].upper()}{told[1:]}.",
         epilog=f"example: headwise {name} {example}".rstrip(),
+        formatter_class=_Help,
     )
     parser.set_defaults(run=run)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -98,8 +115,19 @@ def _add_train(commands: Any) -> None:
         "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:FOLDER or HUB_ID"
     )
     parser.add_argument("--vectors", metavar="FILE", help="word vectors to begin from, or glove")
-    parser.add_argument("--tokenizer", choices=("words", "subwords", "characters"), help="what texts are cut into")
-    parser.add_argument("--size", default="tiny", choices=("tiny", "small", "base"), help="how large a new model is")
+    parser.add_argument(
+        "--tokenizer",
+        choices=("words", "subwords", "characters"),
+        metavar="KIND",
+        help="cut texts into words, subwords or characters",
+    )
+    parser.add_argument(
+        "--size",
+        default="tiny",
+        choices=("tiny", "small", "base"),
+        metavar="SIZE",
+        help="of a new model: tiny, small, base",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.steps=500")
@@ -150,7 +178,7 @@ def _add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-column", metavar="NAME", help="column of the texts")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
-    parser.add_argument("--on-error", choices=("stop", "skip"), help="what to do with a broken row")
+    parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip it")
 
 
 def _data_settings(chosen: Any) -> dict[str, Any]:
