@@ -159,12 +159,18 @@ def split(table: Table, *, dev: float = 0.1, test: float = 0.0, seed: int = 0, b
         return replace(table, splits=splits)
     order = _drawn(table, rows, seed)
     place = np.zeros(len(rows), np.int8)
-    for stratum in _strata(table, rows, by):
+    strata = list(_strata(table, rows, by))
+    for stratum in strata:
         _cut(place, stratum, order, tuple(shares.values()))
     for number, name in enumerate(shares, 1):
         splits[name] = rows[place == number]
         if not len(splits[name]):
-            raise InputError(f"`{name}` must get a row; got a share of {shares[name]} of {len(rows)} rows. Raise it.")
+            told = (
+                f"{len(rows)} rows" if by is None else f"{len(rows)} rows with {len(strata)} different values of `{by}`"
+            )
+            raise InputError(
+                f"`{name}` must get a row; got a share of {shares[name]} of {told}. Raise it, or check `--{by}-column`."
+            )
     return replace(table, splits=splits | {"train": rows[place == 0]})
 
 
