@@ -46,22 +46,30 @@ def load_encoder(
     Raises:
         InputError: when there is nothing there, or it is of an architecture that is not known.
     """
-    given = {"dropout": dropout, "attention_dropout": attention_dropout, "head_dropout": head_dropout}
-    return _read(source, {name: rate for name, rate in given.items() if rate is not None})[0]
+    return _read(source, _rates(dropout, attention_dropout, head_dropout))[0]
 
 
-def load_classifier(source: str | Path, config: ClassifierConfig, *, head_dropout: float = 0.0) -> Classifier:
+def load_classifier(
+    source: str | Path,
+    config: ClassifierConfig,
+    *,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    head_dropout: float = 0.0,
+) -> Classifier:
     """Put a new classifier on a pretrained encoder, with BERT's pooler where `config.pooling` asks for it.
 
     Args:
         source: as for `load_encoder`.
-        config: classes, pooling and dropout; its encoder is not looked at.
-        head_dropout: rate at which whole heads are dropped in training.
+        config: classes, pooling and dropout of the pooled state; its encoder is not looked at.
+        dropout: rate in training inside the encoder, as for `load_encoder`.
+        attention_dropout: the same for attention weights.
+        head_dropout: the same for whole heads.
 
     Raises:
         InputError: as for `load_encoder`; also when a pooler is asked for and there is none.
     """
-    encoder, pooler = _read(source, {"head_dropout": head_dropout})
+    encoder, pooler = _read(source, _rates(dropout, attention_dropout, head_dropout))
     classifier = Classifier(config, encoder)
     if classifier.pooling.dense is not None:
         if not pooler:
@@ -113,6 +121,11 @@ def _from_hub(name: str) -> Path:
             f"`{name}` must be a folder or a name that the hub can be asked for; got {reason}. "
             "Check the name and the network, or copy the model into a folder."
         ) from error
+
+
+def _rates(dropout: float | None, attention_dropout: float | None, head_dropout: float) -> dict[str, float]:
+    given = {"dropout": dropout, "attention_dropout": attention_dropout, "head_dropout": head_dropout}
+    return {name: rate for name, rate in given.items() if rate is not None}
 
 
 def _read(source: str | Path, changes: Mapping[str, Any]) -> tuple[Encoder, dict[str, Tensor]]:
