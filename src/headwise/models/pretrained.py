@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> tuple[Encoder, dict
     folder = locate(source)
     table = read_config(folder)
     family = _family(table, folder / CONFIG)
-    first = family.first_position(table)
+    first = _first_position(table, family, folder / CONFIG)
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder(replace(_encoder_config(table, family, folder / CONFIG), **changes))
     tensors = _renamed(_all_tensors(folder), family)
@@ -159,8 +159,8 @@ class _Family(NamedTuple):
     """What stands before the number of a layer."""
     parts: Mapping[str, str]
     """Our names inside a layer by its."""
-    first_position: Callable[[Mapping[str, Any]], int] = lambda table: 0
-    """Row of the first token in the table of positions."""
+    after_padding: bool = False
+    """Whether the first token's row in the table of positions is the one after the padding's id."""
 
 
 _BERT_SETTINGS = {
@@ -215,7 +215,7 @@ _DISTILBERT_PARTS = {
     "output_layer_norm": "feed_forward_norm",
 }
 _BERT = _Family("bert", _BERT_SETTINGS, _EMBEDDINGS, "encoder.layer", _BERT_PARTS)
-_ROBERTA = _BERT._replace(prefix="roberta", first_position=lambda table: int(table.get("pad_token_id", 1)) + 1)
+_ROBERTA = _BERT._replace(prefix="roberta", after_padding=True)
 _DISTILBERT = _Family("distilbert", _DISTILBERT_SETTINGS, _EMBEDDINGS, "transformer.layer", _DISTILBERT_PARTS)
 _FAMILIES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA}
 
@@ -223,7 +223,7 @@ _FAMILIES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _ROBERTA, "xlm
 def _family(table: Mapping[str, Any], path: Path) -> _Family:
     """Find the family of a checkpoint, or refuse what would not be computed as it was trained."""
     known, found = ", ".join(_FAMILIES), table.get("model_type")
-    if found not in _FAMILIES:
+    if not isinstance(found, str) or found not in _FAMILIES:
         raise InputError(f"`{path}` must be of an architecture in {known}; got {found!r}. Take another encoder.")
     refused = {"is_decoder": (None, False), "position_embedding_type": (None, "absolute")}
     for name, allowed in refused.items():
@@ -243,7 +243,19 @@ def _encoder_config(table: Mapping[str, Any], family: _Family, path: Path) -> En
         config = settings.read(EncoderConfig, given)
     except ConfigError as error:
         raise InputError(f"`{path}` must hold settings that our encoder can have; got\n{error}") from error
-    return replace(config, max_positions=config.max_positions - family.first_position(table))
+    return replace(config, max_positions=config.max_positions - _first_position(table, family, path))
+
+
+def _first_position(table: Mapping[str, Any], family: _Family, path: Path) -> int:
+    """Find the row of the first token in the table of positions."""
+    if not family.after_padding:
+        return 0
+    padding = table.get("pad_token_id", 1)
+    if not isinstance(padding, int) or padding < 0:
+        raise InputError(
+            f"`{path}` must tell `pad_token_id`, after which positions begin; got {padding!r}. 1 is usual."
+        )
+    return padding + 1
 
 
 def _all_tensors(folder: Path) -> dict[str, Tensor]:
