@@ -112,8 +112,8 @@ class Runtime:
         if self.owner:
             if kind is None:
                 self.wait()
-                # Gloo's threads let go of the last tensors a moment after they have told of them. A model in shards keeps
-                # these threads, and one that wants the interpreter while that ends takes the process down.
+                # Gloo's threads let go of the last tensors a moment after they have told of them. A model in shards
+                # keeps these threads, and one that wants the interpreter while that ends takes the process down.
                 time.sleep(0.1)
             distributed.destroy_process_group()
 
