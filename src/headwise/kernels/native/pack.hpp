@@ -1,0 +1,164 @@
+// Copies of the inputs in the order in which the products read them.
+#pragma once
+
+#include "call.hpp"
+#include "product.hpp"
+
+namespace headwise::HEADWISE_ISA {
+namespace {
+
+// Rows of one matrix of the caller's.
+struct Rows {
+    const char* data;
+    int64_t row;  // stride in elements
+    int64_t width;
+    bool half;
+
+    const char* at(int64_t i) const { return data + i * row * (half ? 2 : 4); }
+};
+
+inline Rows rows_of(const View& view, int64_t batch, int64_t head, int64_t width, bool half) {
+    return {view.data + (batch * view.batch + head * view.head) * (half ? 2 : 4), view.row, width, half};
+}
+
+inline float number_at(const char* row, bool half, int64_t i) {
+    if (!half) return reinterpret_cast<const float*>(row)[i];
+    const uint32_t bits = static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(row)[i]) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Widen a row to float, and fill it up with zeros to `room`.
+inline void widen(const char* row, bool half, int64_t width, float* to, int64_t room) {
+    int64_t i = 0;
+    if (half) {
+        const auto* from = reinterpret_cast<const uint16_t*>(row);
+        for (; i + W <= width; i += W) store(to + i, load_half(from + i));
+        for (; i < width; ++i) to[i] = number_at(row, true, i);
+    } else {
+        std::memcpy(to, row, width * 4);
+        i = width;
+    }
+    for (; i < room; ++i) to[i] = 0;
+}
+
+// Write a row times a factor in the caller's type.
+inline void narrow(const float* from, float factor, char* row, bool half, int64_t width) {
+    const vec times = all(factor);
+    alignas(64) float rest[W] = {};
+    const int64_t whole = width / W * W;
+    if (whole < width) {
+        std::memcpy(rest, from + whole, (width - whole) * 4);
+        store(rest, mul(load(rest), times));
+    }
+    if (half) {
+        auto* to = reinterpret_cast<uint16_t*>(row);
+        for (int64_t i = 0; i < whole; i += W) store_half(to + i, mul(load(from + i), times));
+        alignas(64) uint16_t bits[W];
+        store_half(bits, load(rest));
+        std::memcpy(to + whole, bits, (width - whole) * 2);
+    } else {
+        auto* to = reinterpret_cast<float*>(row);
+        for (int64_t i = 0; i < whole; i += W) store(to + i, mul(load(from + i), times));
+        std::memcpy(to + whole, rest, (width - whole) * 4);
+    }
+}
+
+// Copy a row as words of M, zeros after its end.
+template <class M>
+void words_of(const Rows& x, int64_t i, float* to, int64_t words) {
+    if (M::step == 1) {
+        widen(x.at(i), x.half, x.width, to, words);
+    } else {
+        std::memcpy(to, x.at(i), x.width * 2);
+        std::memset(reinterpret_cast<char*>(to) + x.width * 2, 0, words * 4 - x.width * 2);
+    }
+}
+
+// Whether rows can be read as words where they lie.
+template <class M>
+bool direct(const Rows& x, int64_t words) {
+    return x.half == (M::step == 2) && x.width == words * M::step;
+}
+
+// Pack rows first to last as columns: `words` rows of PANEL columns, zeros after the last up to a whole vector.
+template <class M>
+void pack_columns(const Rows& x, int64_t first, int64_t last, int64_t words, float* to) {
+    alignas(64) float copy[W * 256];
+    for (int64_t i = first; i < last; i += W, to += W) {
+        const int64_t count = smaller<int64_t>(W, last - i);
+        const float* from = reinterpret_cast<const float*>(x.at(i));
+        int64_t from_row = x.row / M::step;
+        if (count < W || !direct<M>(x, words) || x.row % M::step || words % W) {
+            from = copy;
+            from_row = up(words, W);
+            for (int64_t r = 0; r < W; ++r) {
+                if (r < count) words_of<M>(x, i + r, copy + r * from_row, from_row);
+                else std::memset(copy + r * from_row, 0, from_row * 4);
+            }
+        }
+        int64_t w = 0;
+        for (; w + W <= words; w += W) transpose(from + w, from_row, to + w * PANEL, PANEL);
+        for (; w < words; ++w)
+            for (int64_t r = 0; r < W; ++r) to[w * PANEL + r] = from[r * from_row + w];
+    }
+}
+
+inline bool is_finite(const char* row, bool half, int64_t width) {
+    uint32_t broken = 0;
+    if (half) {
+        const auto* bits = reinterpret_cast<const uint16_t*>(row);
+        uint16_t some = 0;
+        for (int64_t i = 0; i < width; ++i) some |= (bits[i] & 0x7F80) == 0x7F80;
+        broken = some;
+    } else {
+        const auto* bits = reinterpret_cast<const uint32_t*>(row);
+        for (int64_t i = 0; i < width; ++i) broken |= (bits[i] & 0x7F800000) == 0x7F800000;
+    }
+    return !broken;
+}
+
+// Pack rows first to last for sums over rows, `step` rows to a word and `room` words to a line. Rows that are not
+// finite become zero, because 0 times NaN is NaN, and are marked.
+template <class M>
+bool pack_rows(const Rows& x, int64_t first, int64_t last, float* to, int64_t room, uint8_t* broken) {
+    bool any = false;
+    for (int64_t i = first; i < last; ++i) {
+        broken[i] = !is_finite(x.at(i), x.half, x.width);
+        any |= broken[i];
+    }
+    if (M::step == 1) {
+        for (int64_t i = first; i < last; ++i, to += room) {
+            if (broken[i]) std::memset(to, 0, room * 4);
+            else widen(x.at(i), x.half, x.width, to, room);
+        }
+        return any;
+    }
+    for (int64_t i = first; i < last; i += 2, to += room) {
+        alignas(64) static const uint16_t nothing[512] = {};
+        const bool odd = i + 1 < last && !broken[i + 1];
+        const auto* a = broken[i] ? nothing : reinterpret_cast<const uint16_t*>(x.at(i));
+        const auto* b = odd ? reinterpret_cast<const uint16_t*>(x.at(i + 1)) : nothing;
+        auto* words = reinterpret_cast<uint32_t*>(to);
+        for (int64_t e = 0; e < x.width; ++e) words[e] = a[e] | static_cast<uint32_t>(b[e]) << 16;
+        for (int64_t e = x.width; e < room; ++e) words[e] = 0;
+    }
+    return any;
+}
+
+// Working memory, handed out piece by piece.
+struct Room {
+    char* at = nullptr;
+    size_t used = 0;
+
+    template <class T>
+    T* take(int64_t count) {
+        T* here = reinterpret_cast<T*>(at ? at + used : nullptr);
+        used += up(count * sizeof(T), 64);
+        return here;
+    }
+};
+
+}  // namespace
+}  // namespace headwise::HEADWISE_ISA

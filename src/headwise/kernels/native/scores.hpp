@@ -1,0 +1,111 @@
+// What is added to the scores beyond their product, and which weights dropout keeps.
+#pragma once
+
+#include "call.hpp"
+#include "vector.hpp"
+
+namespace headwise::HEADWISE_ISA {
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr double LN_2 = 0.6931471805599453;
+
+inline bool adds(const Call& call, const Plan& plan) {
+    return call.bias.data || call.slopes || call.relative || call.dense.data || plan.key_class;
+}
+
+inline int64_t place(const Spread& x, int64_t batch, int64_t head, int64_t row) {
+    return batch * x.batch + head * x.head + row * x.row;
+}
+
+inline void add_bias(const Call& call, int64_t at, int64_t count, float* to) {
+    const int64_t step = call.bias.column;
+    if (call.bias_half) {
+        const auto* from = reinterpret_cast<const uint16_t*>(call.bias.data) + at;
+        for (int64_t j = 0; j < count; ++j) {
+            const uint32_t bits = static_cast<uint32_t>(from[j * step]) << 16;
+            float x;
+            std::memcpy(&x, &bits, sizeof x);
+            to[j] = x * LOG2_E;
+        }
+    } else {
+        const auto* from = reinterpret_cast<const float*>(call.bias.data) + at;
+        for (int64_t j = 0; j < count; ++j) to[j] = from[j * step] * LOG2_E;
+    }
+}
+
+// Write what is added to the scores, times log2(e), of one query and `count` keys from `first` on; -inf where hidden.
+inline void added_scores(const Call& call, const Plan& plan, const int64_t (&query)[3], int64_t first, int64_t count,
+                         float* to) {
+    const auto [batch, head, row] = query;
+    if (call.bias.data) {
+        add_bias(call, place(call.bias, batch, head, row) + first * call.bias.column, count, to);
+    } else {
+        std::memset(to, 0, count * 4);
+    }
+    const auto before = static_cast<int32_t>(first - extent_of(call, batch).own(row));
+    if (call.slopes) {
+        const float slope = call.slopes[head] * LOG2_E;
+        for (int32_t j = 0; j < count; ++j) to[j] -= slope * std::fabs(static_cast<float>(before + j));
+    }
+    if (call.relative) {
+        const auto reach = static_cast<int32_t>(call.relatives / 2);
+        const float* table = call.relative + head * call.relatives + reach;
+        for (int32_t j = 0; j < count; ++j) to[j] += table[larger(-reach, smaller(reach, before + j))] * LOG2_E;
+    }
+    if (call.dense.data) {
+        const char* seen = call.dense.data + place(call.dense, batch, head, row) + first * call.dense.column;
+        for (int64_t j = 0; j < count; ++j) to[j] = seen[j * call.dense.column] ? to[j] : MINUS_INFINITY;
+    }
+    if (plan.key_class) {
+        const int32_t own = plan.query_class[batch * call.queries + row];
+        const int32_t* classes = plan.key_class + batch * call.keys + first;
+        for (int64_t j = 0; j < count; ++j) to[j] = classes[j] == own ? to[j] : MINUS_INFINITY;
+    }
+}
+
+// Sixteen counters of Philox-4x32 (Salmon et al. 2011) at once, 7 rounds.
+struct Philox {
+    static constexpr int lanes = 16;
+    alignas(64) uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
+
+    void run(uint64_t seed) {
+        auto k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+        for (int round = 0; round < 7; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+            for (int l = 0; l < lanes; ++l) {
+                const uint64_t a = c0[l] * uint64_t{0xD2511F53u}, b = c2[l] * uint64_t{0xCD9E8D57u};
+                c0[l] = static_cast<uint32_t>(b >> 32) ^ c1[l] ^ k0;
+                c2[l] = static_cast<uint32_t>(a >> 32) ^ c3[l] ^ k1;
+                c1[l] = static_cast<uint32_t>(b);
+                c3[l] = static_cast<uint32_t>(a);
+            }
+        }
+    }
+};
+
+// Write the 16-bit words of some queries and `count` keys from `first`, a multiple of 8, on; `row` words to a query.
+inline void words_by_query(const Call& call, int64_t batch, const int32_t* heads, const int32_t* queries, int rows,
+                           int64_t first, int64_t count, uint16_t* to, int64_t row) {
+    const auto blocks = static_cast<int>((count + 7) / 8), items = rows * blocks;
+    const auto seed = static_cast<uint64_t>(*call.seed);
+    Philox random;
+    for (int at = 0; at < items; at += Philox::lanes) {
+        uint32_t* place[Philox::lanes];
+        for (int l = 0; l < Philox::lanes; ++l) {
+            const int item = smaller(at + l, items - 1), r = item / blocks, block = item - r * blocks;
+            random.c0[l] = static_cast<uint32_t>(first / 8 + block);
+            random.c1[l] = static_cast<uint32_t>(queries[r]);
+            random.c2[l] = static_cast<uint32_t>(heads[r]);
+            random.c3[l] = static_cast<uint32_t>(batch);
+            place[l] = reinterpret_cast<uint32_t*>(to + r * row + block * 8);
+        }
+        random.run(seed);
+        for (int l = 0; l < Philox::lanes; ++l) {
+            const uint32_t words[4] = {random.c0[l], random.c1[l], random.c2[l], random.c3[l]};
+            std::memcpy(place[l], words, sizeof words);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace headwise::HEADWISE_ISA
