@@ -8,6 +8,7 @@ from torch import Tensor
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.kernels import blocks, measure
+from headwise.kernels.fused import Gradients
 from headwise.kernels.native.binding import FIELDS, Library, load
 
 __all__ = ["LIBRARY", "NAME", "backward", "describe", "forward", "refusal"]
@@ -77,10 +78,38 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 
 
 def backward(
-    problem: Problem, given: object, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
+    problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
 ) -> dict[str, Tensor]:
     """Compute the gradients of query, key and value."""
-    raise NotImplementedError
+    assert not any(needs), "refused: it has no gradient of a bias"
+    if problem.empty:
+        return blocks.gradient_room(problem, needs)
+    record, held = _record(problem)
+    output_BHQE, lse_BHQ, entropy_BHQ = saved
+    grad_BHQE = torch.zeros_like(output_BHQE) if given.output_BHQE is None else given.output_BHQE
+    held += [_view(record, "output", output_BHQE), _view(record, "output_grad", grad_BHQE)]
+    for name, tensor in (("lse", lse_BHQ), ("lse_grad", given.lse_BHQ)):
+        if tensor is not None:
+            held.append(_flat(record, name, tensor, torch.float32))
+    if given.entropy_BHQ is not None and entropy_BHQ is not None:
+        held.append(_flat(record, "entropy", entropy_BHQ, torch.float32))
+        held.append(_flat(record, "entropy_grad", given.entropy_BHQ, torch.float32))
+    found = {}
+    for name in ("query", "key", "value"):
+        field = f"{name}_{'BHQD' if name == 'query' else 'BGKD' if name == 'key' else 'BGKE'}"
+        found[field] = _like(getattr(problem, field))
+        _view(record, f"{name}_grad", found[field])
+    LIBRARY.backward(record)
+    return found
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Make room laid out as a tensor is, with an adjacent last axis."""
+    room = torch.empty_like(tensor)
+    return room if room.stride(3) == 1 or room.shape[3] == 1 else torch.empty_like(room, memory_format=_CONTIGUOUS)
+
+
+_CONTIGUOUS = torch.contiguous_format
 
 
 def _record(problem: Problem) -> tuple[list[int | float], list[Tensor]]:

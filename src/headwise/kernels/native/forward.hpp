@@ -127,8 +127,8 @@ private:
     }
 
     bool pack(Unit<M>& unit, int64_t part, int64_t parts) const {
-        const Rows keys = rows_of(call.key, unit.batch, unit.group, call.width, half);
-        const Rows values = rows_of(call.value, unit.batch, unit.group, call.value_width, half);
+        const Rows keys = rows_of(call.key, unit.batch, unit.group, call.keys, call.width, half);
+        const Rows values = rows_of(call.value, unit.batch, unit.group, call.keys, call.value_width, half);
         const int64_t panels = (call.keys + PANEL - 1) / PANEL;
         bool any = false;
         for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
@@ -162,6 +162,7 @@ private:
 
     // Find the rows' places and intervals, and copy the queries.
     void begin(const Unit<M>& unit, Block& block, int64_t row) const {
+        const Rows queries = rows_of(call.query, unit.batch, unit.group * share, call.queries, call.width, half);
         block.rows = static_cast<int>(smaller(block_rows, unit.rows - row));
         for (int r = 0; r < block.rows; ++r) {
             const int64_t head = unit.group * share + (row + r) / call.queries, query = (row + r) % call.queries;
@@ -172,8 +173,7 @@ private:
             block.highest[r] = MINUS_INFINITY;
             block.total[r] = block.spread[r] = 0;
             block.poisoned[r] = false;
-            const Rows queries = rows_of(call.query, unit.batch, head, call.width, half);
-            words_of<M>(queries, query, block.left + r * words, words);
+            words_of<M>(queries, row + r, block.left + r * words, words);
         }
         // The factor of the scores is positive, so that the largest product is the largest score.
         if (call.scale < 0) flip(block.left, block.rows * words);
@@ -312,8 +312,8 @@ private:
         float share = live && call.kept_share > 0 ? static_cast<float>(1 / (total * call.kept_share)) : 0;
         if (block.poisoned[r]) share = __builtin_nanf("");
         if (!live) std::memset(output, 0, room * 4);
-        const Rows place = rows_of(call.output, unit.batch, block.head[r], call.value_width, half);
-        narrow(output, share, const_cast<char*>(place.at(block.query[r])), half, call.value_width);
+        const Rows place = rows_of(call.output, unit.batch, block.head[r], call.queries, call.value_width, half);
+        narrow(output, share, place.at(block.query[r]), half, call.value_width);
         const double log_total = live ? block.highest[r] + std::log2(static_cast<double>(total)) : MINUS_INFINITY;
         call.lse[at] = static_cast<float>(log_total * LN_2);
         if (call.seen.entropy) {

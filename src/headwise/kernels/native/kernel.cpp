@@ -1,4 +1,5 @@
 // The kernels for one instruction set, HEADWISE_ISA; this file is compiled once for each.
+#include "backward.hpp"
 #include "forward.hpp"
 
 namespace headwise::HEADWISE_ISA {
@@ -23,7 +24,9 @@ bool forward(const Call& call, const Plan& plan, Reserve reserve) {
     return call.half ? Forward<Half>(call, plan).run(reserve) : Forward<Single>(call, plan).run(reserve);
 }
 
-bool backward(const Call&, const Plan&, Reserve) { return false; }
+bool backward(const Call& call, const Plan& plan, Reserve reserve) {
+    return call.half ? Backward<Half>(call, plan).run(reserve) : Backward<Single>(call, plan).run(reserve);
+}
 
 #define HEADWISE_QUOTE(x) #x
 #define HEADWISE_NAME(x) HEADWISE_QUOTE(x)

@@ -7,18 +7,24 @@
 namespace headwise::HEADWISE_ISA {
 namespace {
 
-// Rows of one matrix of the caller's.
+// Rows of one matrix of the caller's, or of the matrices of adjacent heads one after the other.
 struct Rows {
-    const char* data;
+    char* data;
     int64_t row;  // stride in elements
     int64_t width;
     bool half;
+    int64_t run, jump;  // rows of a head, and the stride from head to head
 
-    const char* at(int64_t i) const { return data + i * row * (half ? 2 : 4); }
+    char* at(int64_t i) const {
+        const int64_t place = i < run ? i * row : i / run * jump + i % run * row;
+        return data + place * (half ? 2 : 4);
+    }
+    bool adjacent(int64_t first, int64_t count) const { return first % run + count <= run; }
 };
 
-inline Rows rows_of(const View& view, int64_t batch, int64_t head, int64_t width, bool half) {
-    return {view.data + (batch * view.batch + head * view.head) * (half ? 2 : 4), view.row, width, half};
+inline Rows rows_of(const View& view, int64_t batch, int64_t head, int64_t rows, int64_t width, bool half) {
+    char* data = view.data + (batch * view.batch + head * view.head) * (half ? 2 : 4);
+    return {data, view.row, width, half, rows, view.head};
 }
 
 inline float number_at(const char* row, bool half, int64_t i) {
@@ -88,9 +94,9 @@ void pack_columns(const Rows& x, int64_t first, int64_t last, int64_t words, flo
     alignas(64) float copy[W * 256];
     for (int64_t i = first; i < last; i += W, to += W) {
         const int64_t count = smaller<int64_t>(W, last - i);
-        const float* from = reinterpret_cast<const float*>(x.at(i));
+        auto from = reinterpret_cast<const float*>(x.at(i));
         int64_t from_row = x.row / M::step;
-        if (count < W || !direct<M>(x, words) || x.row % M::step || words % W) {
+        if (count < W || !direct<M>(x, words) || x.row % M::step || words % W || !x.adjacent(i, W)) {
             from = copy;
             from_row = up(words, W);
             for (int64_t r = 0; r < W; ++r) {
@@ -126,7 +132,7 @@ bool pack_rows(const Rows& x, int64_t first, int64_t last, float* to, int64_t ro
     bool any = false;
     for (int64_t i = first; i < last; ++i) {
         broken[i] = !is_finite(x.at(i), x.half, x.width);
-        any |= broken[i];
+        any |= broken[i] != 0;
     }
     if (M::step == 1) {
         for (int64_t i = first; i < last; ++i, to += room) {

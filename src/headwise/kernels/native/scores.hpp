@@ -107,5 +107,31 @@ inline void words_by_query(const Call& call, int64_t batch, const int32_t* heads
     }
 }
 
+// Write the words of keys first to last and `count` queries beside each other; `row` words to a key.
+inline void words_by_key(const Call& call, int64_t batch, const int32_t* heads, const int32_t* queries, int64_t count,
+                         int64_t first, int64_t last, uint16_t* to, int64_t row) {
+    const auto seed = static_cast<uint64_t>(*call.seed);
+    Philox random;
+    for (int64_t block = first / 8; block * 8 < last; ++block) {
+        for (int64_t at = 0; at < count; at += Philox::lanes) {
+            for (int l = 0; l < Philox::lanes; ++l) {
+                const int64_t column = smaller(at + l, count - 1);
+                random.c0[l] = static_cast<uint32_t>(block);
+                random.c1[l] = static_cast<uint32_t>(queries[column]);
+                random.c2[l] = static_cast<uint32_t>(heads[column]);
+                random.c3[l] = static_cast<uint32_t>(batch);
+            }
+            random.run(seed);
+            const uint32_t* words[4] = {random.c0, random.c1, random.c2, random.c3};
+            for (int64_t j = larger(first, block * 8); j < smaller(last, block * 8 + 8); ++j) {
+                const uint32_t* from = words[j % 8 / 2];
+                const int shift = j % 2 * 16;
+                uint16_t* line = to + (j - first) * row + at;
+                for (int l = 0; l < Philox::lanes; ++l) line[l] = static_cast<uint16_t>(from[l] >> shift);
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace headwise::HEADWISE_ISA
