@@ -19,12 +19,11 @@ LIBRARY: Library = load()
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _MOST_WIDTH = 256
-_COUNTED = frozenset(("entropy_BHQ",))
-"""Statistics that the kernel counts."""
 
 
 def refusal(problem: Problem, asked: Statistics) -> str | None:
-    """Say why this backend cannot take a call."""
+    """Say why this backend cannot take a call; it counts every statistic."""
+    del asked
     query_BHQD, value_BGKE = problem.query_BHQD, problem.value_BGKE
     if LIBRARY.missing is not None:
         return LIBRARY.missing
@@ -35,7 +34,7 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
     width, value_width = query_BHQD.shape[3], value_BGKE.shape[3]
     if not (0 < width <= _MOST_WIDTH and 0 < value_width <= _MOST_WIDTH):
         return f"it takes widths of 1 to {_MOST_WIDTH}, not {width} and {value_width}"
-    return _refused_bias(problem) or _refused_statistics(asked)
+    return _refused_bias(problem)
 
 
 def _refused_bias(problem: Problem) -> str | None:
@@ -46,11 +45,6 @@ def _refused_bias(problem: Problem) -> str | None:
     if bias_BHQK is not None and bias_BHQK.dtype not in _DTYPES:
         return f"it adds a bias of float32 or bfloat16, not {str(bias_BHQK.dtype).removeprefix('torch.')}"
     return None
-
-
-def _refused_statistics(asked: Statistics) -> str | None:
-    missing = [name.rpartition("_")[0] for name in measure.names(asked) if name not in _COUNTED]
-    return f"it does not count {', '.join(missing)}" if missing else None
 
 
 def describe(problem: Problem) -> str:
@@ -72,6 +66,8 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     record[FIELDS["lse"]] = lse_BHQ.data_ptr()
     for name, tensor in room.items():
         record[FIELDS[name.rpartition("_")[0]]] = tensor.data_ptr()
+    at = FIELDS["sinks"]
+    record[at : at + 4] = asked.sink, asked.local or 0, asked.map, asked.links
     LIBRARY.forward(record)
     del held  # what the record points to, until here
     return output_BHQE, lse_BHQ, *room.values()

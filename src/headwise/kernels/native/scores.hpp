@@ -7,9 +7,6 @@
 namespace headwise::HEADWISE_ISA {
 namespace {
 
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr double LN_2 = 0.6931471805599453;
-
 inline bool adds(const Call& call, const Plan& plan) {
     return call.bias.data || call.slopes || call.relative || call.dense.data || plan.key_class;
 }

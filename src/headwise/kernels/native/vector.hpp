@@ -12,6 +12,8 @@
 namespace headwise::HEADWISE_ISA {
 namespace {
 
+constexpr double LN_2 = 0.6931471805599453;
+constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float MINUS_INFINITY = -__builtin_inff();
 constexpr float SMALLEST_POWER = -127.0f;  // exp2 of this and less is 0
 
@@ -81,8 +83,9 @@ inline vec kept(vec a, const uint16_t* words, int32_t least) {
     return _mm512_maskz_mov_ps(_mm512_cmpge_epi32_mask(wide, _mm512_set1_epi32(least)), a);
 }
 
-// b, but 0 where a is 0, even if b is NaN.
-inline vec unless_zero(vec a, vec b) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, all(0), _CMP_NEQ_UQ), b); }
+// c, but 0 where a equals b.
+inline vec unless_equal(vec a, vec b, vec c) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), c); }
+inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
 
 // Lanes where a equals b, as bits.
 inline uint32_t equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
@@ -169,7 +172,8 @@ inline vec within(vec a, const int32_t* first, const int32_t* last, int32_t key)
 inline vec kept(vec a, const uint16_t* words, int32_t least) {
     return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(wide(words), _mm256_set1_epi32(least - 1))), a);
 }
-inline vec unless_zero(vec a, vec b) { return _mm256_and_ps(_mm256_cmp_ps(a, all(0), _CMP_NEQ_UQ), b); }
+inline vec unless_equal(vec a, vec b, vec c) { return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ), c); }
+inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
 inline uint32_t equal(vec a, vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 inline uint32_t above(vec a, vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 
@@ -225,7 +229,8 @@ inline vec kept(vec a, const uint16_t* words, int32_t least) {
     const whole_vec wide = {words[0], words[1], words[2], words[3]};
     return (wide >= least) ? a : all(0);
 }
-inline vec unless_zero(vec a, vec b) { return (a != all(0)) ? b : all(0); }
+inline vec unless_equal(vec a, vec b, vec c) { return (a != b) ? c : all(0); }
+inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
 inline uint32_t bits_of(whole_vec m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
 inline uint32_t equal(vec a, vec b) { return bits_of(a == b); }
 inline uint32_t above(vec a, vec b) { return bits_of(a > b); }
