@@ -160,8 +160,8 @@ private:
             for (int64_t j = first; j < last; ++j) {
                 words_of<M>(keys, j, p.key_words + j * words, words);
                 words_of<M>(values, j, p.value_words + j * value_words, value_words);
-                any |= !is_finite(values.at(j), half, call.value_width);
             }
+            any |= !are_finite(values, first, last);
             any |= pack_rows<M>(keys, first, last, p.key_rows + first / M::step * room, room, p.broken_keys);
         }
         const Rows queries = rows_of(call.query, p.batch, p.head, call.queries, call.width, half);
@@ -191,13 +191,14 @@ private:
                     uint8_t* broken) const {
         const bool any = pack_rows<M>(x, first, last, to + first / M::step * width, width, broken);
         const int64_t begin = up(last, M::step) / M::step;
-        std::memset(to + begin * width, 0, (filled / M::step - begin) * width * 4);
+        if (begin * M::step < filled) std::memset(to + begin * width, 0, (filled / M::step - begin) * width * 4);
         return any;
     }
 
     // Work out what a column needs to turn scores into weights and slopes.
     void describe(Packed& p, const Rows& grads, int64_t i, bool valid) const {
-        const int64_t head = p.head + (valid ? i / call.queries : 0), query = valid ? i % call.queries : 0;
+        const int64_t ahead = valid && i >= call.queries ? i / call.queries : 0;
+        const int64_t head = p.head + ahead, query = valid ? i - ahead * call.queries : 0;
         const int64_t at = (p.batch * call.heads + head) * call.queries + query;
         p.head_of[i] = static_cast<int32_t>(head);
         p.query_of[i] = static_cast<int32_t>(query);
@@ -220,11 +221,7 @@ private:
     float dot(const char* a, const char* b) const {
         vec total = all(0);
         int64_t e = 0;
-        for (; e + W <= call.value_width; e += W) {
-            const vec x = half ? load_half(reinterpret_cast<const uint16_t*>(a) + e) : load(reinterpret_cast<const float*>(a) + e);
-            const vec y = half ? load_half(reinterpret_cast<const uint16_t*>(b) + e) : load(reinterpret_cast<const float*>(b) + e);
-            total = fma(x, y, total);
-        }
+        for (; e + W <= call.value_width; e += W) total = fma(load_number(a, half, e), load_number(b, half, e), total);
         float rest = 0;
         for (; e < call.value_width; ++e) rest += number_at(a, half, e) * number_at(b, half, e);
         return sum(total) + rest;

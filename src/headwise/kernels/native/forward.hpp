@@ -10,6 +10,7 @@ namespace headwise::HEADWISE_ISA {
 namespace {
 
 constexpr int TILES = BLOCK_ROWS / TILE_ROWS;
+constexpr int64_t MOST_FETCHED = 512;  // rows that the second-level cache holds besides
 
 // One sample and group: its keys and values packed, its queries counted over all heads of the group.
 template <class M>
@@ -68,6 +69,7 @@ public:
                     for (int64_t u = a; u < smaller(units, a + step); ++u) {
                         enter(unit, u);
                         unit.any_broken = pack(unit, 0, 1);
+                        if (u + 1 < units) fetch(u + 1);
                         aim(unit, block, true);
                         for (int64_t n = 0; n < block_count; ++n) attend(unit, block, n);
                     }
@@ -134,6 +136,17 @@ private:
         unit.batch = u / call.groups;
         unit.group = u % call.groups;
         unit.rows = share * call.queries;
+    }
+
+    // Ask for the next unit while this one, when it is small, is computed.
+    void fetch(int64_t u) const {
+        const int64_t rows = call.keys + call.queries * share;
+        if (rows > MOST_FETCHED) return;
+        const int64_t batch = u / call.groups, group = u % call.groups;
+        headwise::HEADWISE_ISA::fetch(rows_of(call.key, batch, group, call.keys, call.width, half), call.keys);
+        headwise::HEADWISE_ISA::fetch(rows_of(call.value, batch, group, call.keys, call.value_width, half), call.keys);
+        headwise::HEADWISE_ISA::fetch(rows_of(call.query, batch, group * share, call.queries, call.width, half),
+                                      share * call.queries);
     }
 
     // Choose where the sums over queries go: to their place, or, where threads share the unit, to room of their own.
@@ -258,8 +271,12 @@ private:
         const Rows queries = rows_of(call.query, unit.batch, unit.group * share, call.queries, call.width, half);
         const Extent extent = extent_of(call, unit.batch);
         block.rows = static_cast<int>(smaller(block_rows, unit.rows - row));
-        for (int r = 0; r < block.rows; ++r) {
-            const int64_t head = unit.group * share + (row + r) / call.queries, query = (row + r) % call.queries;
+        int64_t head = unit.group * share + row / call.queries, query = row % call.queries;
+        for (int r = 0; r < block.rows; ++r, ++query) {
+            if (query == call.queries) {
+                query = 0;
+                ++head;
+            }
             block.head[r] = static_cast<int32_t>(head);
             block.query[r] = static_cast<int32_t>(query);
             block.first[r] = plan.first ? plan.first[unit.batch * call.queries + query] : 0;
@@ -438,7 +455,7 @@ private:
         if (!lives) std::memset(output, 0, room * 4);
         const Rows place = rows_of(call.output, unit.batch, block.head[r], call.queries, call.value_width, half);
         narrow(output, share, place.at(block.query[r]), half, call.value_width);
-        const double log_total = lives ? block.highest[r] + std::log2(static_cast<double>(total)) : MINUS_INFINITY;
+        const double log_total = lives ? static_cast<double>(block.highest[r]) + std::log2(total) : MINUS_INFINITY;
         call.lse[at] = static_cast<float>(log_total * LN_2);
         if (!lives) return;
         if (counter.on_the_way) counter.write(block.counts, r, at, total, block.spread[r]);

@@ -43,8 +43,9 @@ inline void widen(const char* row, bool half, int64_t width, float* to, int64_t 
         for (; i + W <= width; i += W) store(to + i, load_half(from + i));
         for (; i < width; ++i) to[i] = number_at(row, true, i);
     } else {
-        std::memcpy(to, row, width * 4);
-        i = width;
+        const auto* from = reinterpret_cast<const float*>(row);
+        for (; i + W <= width; i += W) store(to + i, load(from + i));
+        for (; i < width; ++i) to[i] = from[i];
     }
     for (; i < room; ++i) to[i] = 0;
 }
@@ -52,23 +53,27 @@ inline void widen(const char* row, bool half, int64_t width, float* to, int64_t 
 // Write a row times a factor in the caller's type.
 inline void narrow(const float* from, float factor, char* row, bool half, int64_t width) {
     const vec times = all(factor);
+    const auto wide = reinterpret_cast<float*>(row);
+    const auto small = reinterpret_cast<uint16_t*>(row);
+    int64_t i = 0;
+    for (; i + W <= width; i += W) {
+        const vec x = mul(load(from + i), times);
+        if (half) store_half(small + i, x);
+        else store(wide + i, x);
+    }
+    if (i == width) return;
     alignas(64) float rest[W] = {};
-    const int64_t whole = width / W * W;
-    if (whole < width) {
-        std::memcpy(rest, from + whole, (width - whole) * 4);
-        store(rest, mul(load(rest), times));
-    }
-    if (half) {
-        auto* to = reinterpret_cast<uint16_t*>(row);
-        for (int64_t i = 0; i < whole; i += W) store_half(to + i, mul(load(from + i), times));
-        alignas(64) uint16_t bits[W];
-        store_half(bits, load(rest));
-        std::memcpy(to + whole, bits, (width - whole) * 2);
-    } else {
-        auto* to = reinterpret_cast<float*>(row);
-        for (int64_t i = 0; i < whole; i += W) store(to + i, mul(load(from + i), times));
-        std::memcpy(to + whole, rest, (width - whole) * 4);
-    }
+    alignas(64) uint16_t bits[W];
+    std::memcpy(rest, from + i, (width - i) * 4);
+    store(rest, mul(load(rest), times));
+    store_half(bits, load(rest));
+    std::memcpy(half ? row + 2 * i : row + 4 * i, half ? static_cast<void*>(bits) : rest, (width - i) * (half ? 2 : 4));
+}
+
+// Ask for rows that are needed soon: heads lie apart in memory, which no hardware foresees.
+inline void fetch(const Rows& x, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t e = 0; e < x.width * (x.half ? 2 : 4); e += 64) __builtin_prefetch(x.at(i) + e);
 }
 
 // Copy a row as words of M, zeros after its end.
@@ -77,7 +82,11 @@ void words_of(const Rows& x, int64_t i, float* to, int64_t words) {
     if (M::step == 1) {
         widen(x.at(i), x.half, x.width, to, words);
     } else {
-        std::memcpy(to, x.at(i), x.width * 2);
+        const char* row = x.at(i);
+        int64_t w = 0;
+        for (; (w + W) * 2 <= x.width; w += W) store(to + w, load(reinterpret_cast<const float*>(row) + w));
+        if (w == words) return;
+        std::memcpy(to + w, row + w * 4, (x.width - w * 2) * 2);
         std::memset(reinterpret_cast<char*>(to) + x.width * 2, 0, words * 4 - x.width * 2);
     }
 }
@@ -111,29 +120,31 @@ void pack_columns(const Rows& x, int64_t first, int64_t last, int64_t words, flo
     }
 }
 
-inline bool is_finite(const char* row, bool half, int64_t width) {
-    uint32_t broken = 0;
-    if (half) {
-        const auto* bits = reinterpret_cast<const uint16_t*>(row);
-        uint16_t some = 0;
-        for (int64_t i = 0; i < width; ++i) some |= (bits[i] & 0x7F80) == 0x7F80;
-        broken = some;
-    } else {
-        const auto* bits = reinterpret_cast<const uint32_t*>(row);
-        for (int64_t i = 0; i < width; ++i) broken |= (bits[i] & 0x7F800000) == 0x7F800000;
+inline vec load_number(const char* row, bool half, int64_t i) {
+    return half ? load_half(reinterpret_cast<const uint16_t*>(row) + i) : load(reinterpret_cast<const float*>(row) + i);
+}
+
+// Tell whether all numbers of rows first to last are finite: 0 times any other is NaN.
+inline bool are_finite(const Rows& x, int64_t first, int64_t last) {
+    vec total = all(0);
+    float rest = 0;
+    for (int64_t i = first; i < last; ++i) {
+        const char* row = x.at(i);
+        int64_t e = 0;
+        for (; e + W <= x.width; e += W) total = fma(load_number(row, x.half, e), all(0), total);
+        for (; e < x.width; ++e) rest += number_at(row, x.half, e) * 0;
     }
-    return !broken;
+    return sum(total) + rest == 0;
 }
 
 // Pack rows first to last for sums over rows, `step` rows to a word and `room` words to a line. Rows that are not
 // finite become zero, because 0 times NaN is NaN, and are marked.
 template <class M>
 bool pack_rows(const Rows& x, int64_t first, int64_t last, float* to, int64_t room, uint8_t* broken) {
-    bool any = false;
-    for (int64_t i = first; i < last; ++i) {
-        broken[i] = !is_finite(x.at(i), x.half, x.width);
-        any |= broken[i] != 0;
-    }
+    const bool any = !are_finite(x, first, last);
+    std::memset(broken + first, 0, last - first);
+    if (any)
+        for (int64_t i = first; i < last; ++i) broken[i] = !are_finite(x, i, i + 1);
     if (M::step == 1) {
         for (int64_t i = first; i < last; ++i, to += room) {
             if (broken[i]) std::memset(to, 0, room * 4);
@@ -147,8 +158,12 @@ bool pack_rows(const Rows& x, int64_t first, int64_t last, float* to, int64_t ro
         const auto* a = broken[i] ? nothing : reinterpret_cast<const uint16_t*>(x.at(i));
         const auto* b = odd ? reinterpret_cast<const uint16_t*>(x.at(i + 1)) : nothing;
         auto* words = reinterpret_cast<uint32_t*>(to);
-        for (int64_t e = 0; e < x.width; ++e) words[e] = a[e] | static_cast<uint32_t>(b[e]) << 16;
-        for (int64_t e = x.width; e < room; ++e) words[e] = 0;
+        int64_t e = 0;
+#if defined(__AVX512BF16__)
+        for (; e + W <= x.width; e += W) store(to + e, paired(a + e, b + e));
+#endif
+        for (; e < x.width; ++e) words[e] = a[e] | static_cast<uint32_t>(b[e]) << 16;
+        for (; e < room; ++e) words[e] = 0;
     }
     return any;
 }

@@ -61,20 +61,29 @@ inline void added_scores(const Call& call, const Plan& plan, const int64_t (&que
     }
 }
 
-// Sixteen counters of Philox-4x32 (Salmon et al. 2011) at once, 7 rounds.
+// As many counters of Philox-4x32 (Salmon et al. 2011) as a vector has lanes, 7 rounds.
 struct Philox {
-    static constexpr int lanes = 16;
-    alignas(64) uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
+    alignas(64) uint32_t c0[W], c1[W], c2[W], c3[W];
+
+    void set(int lane, int64_t block, int32_t query, int32_t head, int64_t batch) {
+        c0[lane] = static_cast<uint32_t>(block);
+        c1[lane] = static_cast<uint32_t>(query);
+        c2[lane] = static_cast<uint32_t>(head);
+        c3[lane] = static_cast<uint32_t>(batch);
+    }
 
     void run(uint64_t seed) {
         auto k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+        alignas(64) uint32_t high0[W], high2[W];
         for (int round = 0; round < 7; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            for (int l = 0; l < lanes; ++l) {
-                const uint64_t a = c0[l] * uint64_t{0xD2511F53u}, b = c2[l] * uint64_t{0xCD9E8D57u};
-                c0[l] = static_cast<uint32_t>(b >> 32) ^ c1[l] ^ k0;
-                c2[l] = static_cast<uint32_t>(a >> 32) ^ c3[l] ^ k1;
-                c1[l] = static_cast<uint32_t>(b);
-                c3[l] = static_cast<uint32_t>(a);
+            alignas(64) uint32_t low0[W], low2[W];
+            multiply_wide(c0, 0xD2511F53u, high0, low0);
+            multiply_wide(c2, 0xCD9E8D57u, high2, low2);
+            for (int l = 0; l < W; ++l) {
+                c0[l] = high2[l] ^ c1[l] ^ k0;
+                c2[l] = high0[l] ^ c3[l] ^ k1;
+                c1[l] = low2[l];
+                c3[l] = low0[l];
             }
         }
     }
@@ -83,23 +92,25 @@ struct Philox {
 // Write the 16-bit words of some queries and `count` keys from `first`, a multiple of 8, on; `row` words to a query.
 inline void words_by_query(const Call& call, int64_t batch, const int32_t* heads, const int32_t* queries, int rows,
                            int64_t first, int64_t count, uint16_t* to, int64_t row) {
-    const auto blocks = static_cast<int>((count + 7) / 8), items = rows * blocks;
     const auto seed = static_cast<uint64_t>(*call.seed);
+    const int64_t blocks = (count + 7) / 8;
     Philox random;
-    for (int at = 0; at < items; at += Philox::lanes) {
-        uint32_t* place[Philox::lanes];
-        for (int l = 0; l < Philox::lanes; ++l) {
-            const int item = smaller(at + l, items - 1), r = item / blocks, block = item - r * blocks;
-            random.c0[l] = static_cast<uint32_t>(first / 8 + block);
-            random.c1[l] = static_cast<uint32_t>(queries[r]);
-            random.c2[l] = static_cast<uint32_t>(heads[r]);
-            random.c3[l] = static_cast<uint32_t>(batch);
-            place[l] = reinterpret_cast<uint32_t*>(to + r * row + block * 8);
+    uint16_t* places[W];
+    int64_t block = 0;
+    for (int r = 0; r < rows;) {
+        int lanes = 0;
+        for (; lanes < W && r < rows; ++lanes) {
+            random.set(lanes, first / 8 + block, queries[r], heads[r], batch);
+            places[lanes] = to + r * row + block * 8;
+            if (++block == blocks) {
+                block = 0;
+                ++r;
+            }
         }
         random.run(seed);
-        for (int l = 0; l < Philox::lanes; ++l) {
+        for (int l = 0; l < lanes; ++l) {
             const uint32_t words[4] = {random.c0[l], random.c1[l], random.c2[l], random.c3[l]};
-            std::memcpy(place[l], words, sizeof words);
+            std::memcpy(places[l], words, sizeof words);
         }
     }
 }
@@ -110,13 +121,10 @@ inline void words_by_key(const Call& call, int64_t batch, const int32_t* heads, 
     const auto seed = static_cast<uint64_t>(*call.seed);
     Philox random;
     for (int64_t block = first / 8; block * 8 < last; ++block) {
-        for (int64_t at = 0; at < count; at += Philox::lanes) {
-            for (int l = 0; l < Philox::lanes; ++l) {
+        for (int64_t at = 0; at < count; at += W) {
+            for (int l = 0; l < W; ++l) {
                 const int64_t column = smaller(at + l, count - 1);
-                random.c0[l] = static_cast<uint32_t>(block);
-                random.c1[l] = static_cast<uint32_t>(queries[column]);
-                random.c2[l] = static_cast<uint32_t>(heads[column]);
-                random.c3[l] = static_cast<uint32_t>(batch);
+                random.set(l, block, queries[column], heads[column], batch);
             }
             random.run(seed);
             const uint32_t* words[4] = {random.c0, random.c1, random.c2, random.c3};
@@ -124,7 +132,7 @@ inline void words_by_key(const Call& call, int64_t batch, const int32_t* heads, 
                 const uint32_t* from = words[j % 8 / 2];
                 const int shift = j % 2 * 16;
                 uint16_t* line = to + (j - first) * row + at;
-                for (int l = 0; l < Philox::lanes; ++l) line[l] = static_cast<uint16_t>(from[l] >> shift);
+                for (int l = 0; l < W; ++l) line[l] = static_cast<uint16_t>(from[l] >> shift);
             }
         }
     }

@@ -91,6 +91,14 @@ inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
 inline uint32_t equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline uint32_t above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 
+// Both halves of the products of W numbers of 32 bits.
+inline void multiply_wide(const uint32_t* a, uint32_t b, uint32_t* high, uint32_t* low) {
+    const __m512i x = _mm512_loadu_si512(a), y = _mm512_set1_epi32(static_cast<int>(b));
+    const __m512i even = _mm512_mul_epu32(x, y), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+    _mm512_storeu_si512(low, _mm512_mask_mov_epi32(even, 0xAAAA, _mm512_slli_epi64(odd, 32)));
+    _mm512_storeu_si512(high, _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xAAAA, odd));
+}
+
 // Turn a square of W rows into W columns.
 inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
     __m512 r[16], t[16];
@@ -177,6 +185,16 @@ inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
 inline uint32_t equal(vec a, vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 inline uint32_t above(vec a, vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 
+inline void multiply_wide(const uint32_t* a, uint32_t b, uint32_t* high, uint32_t* low) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const __m256i y = _mm256_set1_epi32(static_cast<int>(b));
+    const __m256i even = _mm256_mul_epu32(x, y), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+    const __m256i lows = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    const __m256i highs = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), lows);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), highs);
+}
+
 inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
     for (int i = 0; i < W; ++i)
         for (int j = 0; j < W; ++j) to[j * to_row + i] = from[i * from_row + j];
@@ -231,6 +249,13 @@ inline vec kept(vec a, const uint16_t* words, int32_t least) {
 }
 inline vec unless_equal(vec a, vec b, vec c) { return (a != b) ? c : all(0); }
 inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
+inline void multiply_wide(const uint32_t* a, uint32_t b, uint32_t* high, uint32_t* low) {
+    for (int l = 0; l < W; ++l) {
+        const uint64_t product = a[l] * uint64_t{b};
+        low[l] = static_cast<uint32_t>(product);
+        high[l] = static_cast<uint32_t>(product >> 32);
+    }
+}
 inline uint32_t bits_of(whole_vec m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
 inline uint32_t equal(vec a, vec b) { return bits_of(a == b); }
 inline uint32_t above(vec a, vec b) { return bits_of(a > b); }
@@ -271,7 +296,13 @@ using Half = Paired;
 
 // Two vectors as 32 adjacent bfloat16.
 inline vec halves(vec a, vec b) { return reinterpret_cast<vec>(_mm512_cvtne2ps_pbh(b, a)); }
-// Two rows, each lane's numbers beside each other in one word.
+// Two rows of bfloat16, each lane's numbers beside each other in one word.
+inline vec paired(const uint16_t* a, const uint16_t* b) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+    const __m512i high = _mm512_castps_si512(load_half(b));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, high));
+}
+// The same of two rows of float, rounded.
 inline vec interleaved(vec a, vec b) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
