@@ -46,7 +46,8 @@ public:
         on_threads(threads, [&](int64_t thread, int64_t team) {
             if (apart) {
                 for (int64_t a; (a = __atomic_fetch_add(&next, step, __ATOMIC_RELAXED)) < units;)
-                    for (int64_t u = a; u < smaller(units, a + step); ++u) differentiate(packed[thread], u, thread, 0, 1);
+                    for (int64_t u = a; u < smaller(units, a + step); ++u)
+                        differentiate(packed[thread], u, thread, 0, 1);
             } else {
                 for (int64_t u = 0; u < units; ++u) differentiate(packed[0], u, 0, thread, team);
             }
@@ -160,8 +161,8 @@ private:
         }
         for (int64_t j = first; j < last; ++j) {
             float* key_grad = summed(own.key_grad + (j - first) * room, p.key_sums + j * room, room, begins, ends);
-            float* value_grad =
-                summed(own.value_grad + (j - first) * value_room, p.value_sums + j * value_room, value_room, begins, ends);
+            float* value_grad = summed(own.value_grad + (j - first) * value_room, p.value_sums + j * value_room,
+                                       value_room, begins, ends);
             if (!ends) continue;
             const Rows keys = rows_of(call.key_grad, p.batch, p.group, call.keys, call.width, half);
             const Rows values = rows_of(call.value_grad, p.batch, p.group, call.keys, call.value_width, half);
@@ -195,13 +196,15 @@ private:
                  bool started) const {
         const bool plain = whole && !adding && !call.least && !call.entropy_grad && !p.any_broken;
         if (call.least)
-            words_by_key(call, p.batch, p.head_of + from, p.query_of + from, to - from, first, last, own.words, BLOCK_COLUMNS);
+            words_by_key(call, p.batch, p.head_of + from, p.query_of + from, to - from, first, last, own.words,
+                         BLOCK_COLUMNS);
         if (adding) add_across(p, own, first, last, from, to);
         const int64_t columns = up(to - from, W * M::step), depth = columns / M::step;
         for (int64_t j = first; j < last; j += TILE_ROWS) {
             const int rows = static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j));
             multiply_panels(p.key_words + j * words, words, rows, p.query_columns, from, columns, own.scores);
-            multiply_panels(p.value_words + j * value_words, value_words, rows, p.grad_columns, from, columns, own.slopes);
+            multiply_panels(p.value_words + j * value_words, value_words, rows, p.grad_columns, from, columns,
+                            own.slopes);
             float* across = own.across + (j - first) / M::step * BLOCK_COLUMNS;
             for (int r = 0; r < rows; r += M::step) {
                 const int count = smaller(M::step, rows - r);
