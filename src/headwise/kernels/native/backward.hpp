@@ -2,8 +2,7 @@
 // keys are rows and queries columns, so that what a block of keys collects stays with it.
 #pragma once
 
-#include "pack.hpp"
-#include "scores.hpp"
+#include "packed.hpp"
 #include "threads.hpp"
 
 namespace headwise::HEADWISE_ISA {
@@ -12,18 +11,6 @@ namespace {
 constexpr int BLOCK_COLUMNS = 256;
 constexpr int MOST_BLOCK_KEYS = 66;
 constexpr int64_t CHUNK_COLUMNS = 4096;  // columns of the heads that are packed at once, unless one head has more
-
-// One sample, group and chunk of its heads: everything packed, its queries counted over the heads.
-struct Packed {
-    int64_t batch, group, head, heads, columns;
-    float *key_words, *value_words, *key_rows;               // left operands, and a right one
-    float *query_columns, *grad_columns, *query_rows, *grad_rows;  // right operands
-    float *lse, *pull, *entropy_pull, *poison;  // of each column: lse times log2(e); what is taken from dP
-    int32_t *head_of, *query_of, *first, *last;
-    uint8_t *broken_keys, *broken_queries, *broken_grads;
-    float *key_sums, *value_sums;  // over chunks
-    bool any_broken;
-};
 
 // What one thread needs for itself.
 struct Strips {
@@ -35,9 +22,9 @@ template <class M>
 class Backward {
 public:
     Backward(const Call& call, const Plan& plan)
-        : call(call), plan(plan), half(call.half), words(up(call.width, M::step) / M::step),
-          value_words(up(call.value_width, M::step) / M::step), room(up(call.width, W)),
-          value_room(up(call.value_width, W)), share(call.heads / call.groups),
+        : packer(call, plan), call(call), plan(plan), half(call.half), words(packer.words),
+          value_words(packer.value_words), room(packer.room), value_room(packer.value_room),
+          share(call.heads / call.groups),
           chunk(larger<int64_t>(1, smaller<int64_t>(share, CHUNK_COLUMNS / call.queries))),
           most_columns(up(chunk * call.queries, PANEL)), factor(static_cast<float>(call.scale) * LOG2_E),
           adding(adds(call, plan)) {
@@ -59,7 +46,8 @@ public:
         on_threads(threads, [&](int64_t thread, int64_t team) {
             if (apart) {
                 for (int64_t a; (a = __atomic_fetch_add(&next, step, __ATOMIC_RELAXED)) < units;)
-                    for (int64_t u = a; u < smaller(units, a + step); ++u) differentiate(packed[thread], u, thread, 0, 1);
+                    for (int64_t u = a; u < smaller(units, a + step); ++u)
+                        differentiate(packed[thread], u, thread, 0, 1);
             } else {
                 for (int64_t u = 0; u < units; ++u) differentiate(packed[0], u, 0, thread, team);
             }
@@ -68,6 +56,7 @@ public:
     }
 
 private:
+    const Packer<M> packer;
     const Call& call;
     const Plan& plan;
     const bool half;
@@ -137,7 +126,7 @@ private:
                 p.columns = p.heads * call.queries;
             }
             if (parts > 1) barrier();
-            if (pack(p, head == 0, part, parts)) __atomic_store_n(&p.any_broken, true, __ATOMIC_RELAXED);
+            if (packer.pack(p, head == 0, part, parts)) __atomic_store_n(&p.any_broken, true, __ATOMIC_RELAXED);
             std::memset(own.query_grad, 0, p.columns * room * 4);
             if (parts > 1) barrier();
             for (int64_t k = part * block_keys; k < call.keys; k += parts * block_keys) {
@@ -148,83 +137,6 @@ private:
             write_query_grads(p, strip, part, parts);
             if (parts > 1) barrier();
         }
-    }
-
-    bool pack(Packed& p, bool keys_too, int64_t part, int64_t parts) const {
-        const auto share_of = [&](int64_t n, int64_t i) { return smaller(n, up(n, PANEL) / PANEL * i / parts * PANEL); };
-        bool any = false;
-        if (keys_too) {
-            const Rows keys = rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
-            const Rows values = rows_of(call.value, p.batch, p.group, call.keys, call.value_width, half);
-            const int64_t first = share_of(call.keys, part), last = share_of(call.keys, part + 1);
-            for (int64_t j = first; j < last; ++j) {
-                words_of<M>(keys, j, p.key_words + j * words, words);
-                words_of<M>(values, j, p.value_words + j * value_words, value_words);
-            }
-            any |= !are_finite(values, first, last);
-            any |= pack_rows<M>(keys, first, last, p.key_rows + first / M::step * room, room, p.broken_keys);
-        }
-        const Rows queries = rows_of(call.query, p.batch, p.head, call.queries, call.width, half);
-        const Rows grads = rows_of(call.output_grad, p.batch, p.head, call.queries, call.value_width, half);
-        const int64_t end = share_of(p.columns, part + 1);
-        for (int64_t c = share_of(p.columns, part); c < end; c += PANEL) {
-            const int64_t last = smaller(end, c + PANEL);
-            // The last panel's words after the last column take part in sums, with weight 0.
-            const int64_t filled = up(last, W * M::step);
-            pack_columns<M>(queries, c, last, words, p.query_columns + c * words);
-            pack_columns<M>(grads, c, last, value_words, p.grad_columns + c * value_words);
-            if (filled > up(last, W)) clear(p, c, up(last, W) - c);
-            any |= pack_lines(queries, c, last, filled, p.query_rows, room, p.broken_queries);
-            any |= pack_lines(grads, c, last, filled, p.grad_rows, value_room, p.broken_grads);
-            for (int64_t i = c; i < filled; ++i) describe(p, grads, i, i < last);
-        }
-        return any;
-    }
-
-    // Zero one more vector of columns of a panel.
-    void clear(Packed& p, int64_t panel, int64_t from) const {
-        for (int64_t w = 0; w < words; ++w) store(p.query_columns + panel * words + w * PANEL + from, all(0));
-        for (int64_t w = 0; w < value_words; ++w) store(p.grad_columns + panel * value_words + w * PANEL + from, all(0));
-    }
-
-    bool pack_lines(const Rows& x, int64_t first, int64_t last, int64_t filled, float* to, int64_t width,
-                    uint8_t* broken) const {
-        const bool any = pack_rows<M>(x, first, last, to + first / M::step * width, width, broken);
-        const int64_t begin = up(last, M::step) / M::step;
-        if (begin * M::step < filled) std::memset(to + begin * width, 0, (filled / M::step - begin) * width * 4);
-        return any;
-    }
-
-    // Work out what a column needs to turn scores into weights and slopes.
-    void describe(Packed& p, const Rows& grads, int64_t i, bool valid) const {
-        const int64_t ahead = valid && i >= call.queries ? i / call.queries : 0;
-        const int64_t head = p.head + ahead, query = valid ? i - ahead * call.queries : 0;
-        const int64_t at = (p.batch * call.heads + head) * call.queries + query;
-        p.head_of[i] = static_cast<int32_t>(head);
-        p.query_of[i] = static_cast<int32_t>(query);
-        p.first[i] = plan.first && valid ? plan.first[p.batch * call.queries + query] : 0;
-        p.last[i] = plan.first ? plan.last[p.batch * call.queries + query] : static_cast<int32_t>(call.keys);
-        if (!valid) p.last[i] = 0;
-        p.poison[i] = valid && p.broken_grads[i] ? __builtin_nanf("") : 0;
-        p.lse[i] = valid && call.lse[at] != MINUS_INFINITY ? call.lse[at] * LOG2_E : -MINUS_INFINITY;
-        p.pull[i] = p.entropy_pull[i] = 0;
-        if (!valid) return;
-        const Rows outputs = rows_of(call.output, p.batch, head, call.queries, call.value_width, half);
-        p.pull[i] = dot(grads.at(i), outputs.at(query));
-        if (call.lse_grad) p.pull[i] -= call.lse_grad[at];
-        if (call.entropy_grad) {
-            p.pull[i] += call.entropy_grad[at] * call.seen.entropy[at];
-            p.entropy_pull[i] = call.entropy_grad[at] * static_cast<float>(LN_2);
-        }
-    }
-
-    float dot(const char* a, const char* b) const {
-        vec total = all(0);
-        int64_t e = 0;
-        for (; e + W <= call.value_width; e += W) total = fma(load_number(a, half, e), load_number(b, half, e), total);
-        float rest = 0;
-        for (; e < call.value_width; ++e) rest += number_at(a, half, e) * number_at(b, half, e);
-        return sum(total) + rest;
     }
 
     // Collect the gradients of keys first to last over all columns.
@@ -249,8 +161,8 @@ private:
         }
         for (int64_t j = first; j < last; ++j) {
             float* key_grad = summed(own.key_grad + (j - first) * room, p.key_sums + j * room, room, begins, ends);
-            float* value_grad =
-                summed(own.value_grad + (j - first) * value_room, p.value_sums + j * value_room, value_room, begins, ends);
+            float* value_grad = summed(own.value_grad + (j - first) * value_room, p.value_sums + j * value_room,
+                                       value_room, begins, ends);
             if (!ends) continue;
             const Rows keys = rows_of(call.key_grad, p.batch, p.group, call.keys, call.width, half);
             const Rows values = rows_of(call.value_grad, p.batch, p.group, call.keys, call.value_width, half);
@@ -284,13 +196,15 @@ private:
                  bool started) const {
         const bool plain = whole && !adding && !call.least && !call.entropy_grad && !p.any_broken;
         if (call.least)
-            words_by_key(call, p.batch, p.head_of + from, p.query_of + from, to - from, first, last, own.words, BLOCK_COLUMNS);
+            words_by_key(call, p.batch, p.head_of + from, p.query_of + from, to - from, first, last, own.words,
+                         BLOCK_COLUMNS);
         if (adding) add_across(p, own, first, last, from, to);
         const int64_t columns = up(to - from, W * M::step), depth = columns / M::step;
         for (int64_t j = first; j < last; j += TILE_ROWS) {
             const int rows = static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j));
             multiply_panels(p.key_words + j * words, words, rows, p.query_columns, from, columns, own.scores);
-            multiply_panels(p.value_words + j * value_words, value_words, rows, p.grad_columns, from, columns, own.slopes);
+            multiply_panels(p.value_words + j * value_words, value_words, rows, p.grad_columns, from, columns,
+                            own.slopes);
             float* across = own.across + (j - first) / M::step * BLOCK_COLUMNS;
             for (int r = 0; r < rows; r += M::step) {
                 const int count = smaller(M::step, rows - r);

@@ -1,6 +1,7 @@
 """Load the native library and call it: one record of 8-byte numbers a call, through a plain C interface.
 
 `ctypes` releases the interpreter while the kernel runs, needs no headers of any Python, and costs about a microsecond.
+PyTorch is imported before the library is loaded, so that both share its OpenMP runtime and its threads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import struct
 from pathlib import Path
 
-import torch  # noqa: F401 - before the library, which then shares PyTorch's threads instead of loading its own
+import torch
 
 from headwise.errors import BackendError
 
@@ -18,23 +19,25 @@ __all__ = ["FIELDS", "Library", "load"]
 
 _VIEW = ("data", "batch", "head", "row")
 _SPREAD = (*_VIEW, "column")
-_VIEWS = {name: _VIEW for name in ("query", "key", "value", "output", "output_grad", "query_grad", "key_grad")}
-_VIEWS |= {"value_grad": _VIEW, "dense": _SPREAD, "bias": _SPREAD}
+_PLACED: dict[str, tuple[str, ...]] = dict.fromkeys(("query", "key", "value", "output", "output_grad"), _VIEW)
+_PLACED |= dict.fromkeys(("query_grad", "key_grad", "value_grad"), _VIEW) | {"dense": _SPREAD, "bias": _SPREAD}
 _REALS = {"scale", "kept_share"}
-_NAMES = """
-bytes half threads batch heads groups queries keys width value_width scale query key value output lse
-left right start_causal key_length query_length key_start key_segment query_segment segments dense
-bias bias_half slopes relative relatives least kept_share seed
-entropy peak peak_key position distance sink diagonal previous next local received map map_count link_weight link_key
-sinks reach cells links output_grad lse_grad entropy_grad query_grad key_grad value_grad
-""".split()
+_NAMES = (
+    *("bytes", "half", "threads", "batch", "heads", "groups", "queries", "keys", "width", "value_width", "scale"),
+    *("query", "key", "value", "output", "lse", "left", "right", "start_causal", "key_length", "query_length"),
+    *("key_start", "key_segment", "query_segment", "segments", "dense", "bias", "bias_half", "slopes", "relative"),
+    *("relatives", "least", "kept_share", "seed", "entropy", "peak", "peak_key", "position", "distance", "sink"),
+    *("diagonal", "previous", "next", "local", "received", "map", "map_count", "link_weight", "link_key"),
+    *("sinks", "reach", "cells", "links", "output_grad", "lse_grad", "entropy_grad"),
+    *("query_grad", "key_grad", "value_grad"),
+)
 FIELDS: dict[str, int] = {}
 """Where each field of the record begins: the names of `Call` in call.hpp, a tensor by its data."""
 
 _kinds = ""
 for _name in _NAMES:
     FIELDS[_name] = len(_kinds)
-    _kinds += "d" if _name in _REALS else "q" * len(_VIEWS.get(_name, _name[:1]))
+    _kinds += "d" if _name in _REALS else "q" * len(_PLACED.get(_name, _name[:1]))
 _RECORD = struct.Struct(f"={_kinds}")
 
 
@@ -49,7 +52,9 @@ class Library:
         try:
             self._library = ctypes.CDLL(str(path))
         except OSError as problem:
-            self.missing = f"the native kernel is not built ({problem}); reinstall headwise where there is a C++ compiler"
+            self.missing = (
+                f"the native kernel is not built ({problem}); reinstall headwise where there is a C++ compiler"
+            )
             return
         self._library.headwise_chosen.restype = ctypes.c_char_p
         for function in (self._library.headwise_forward, self._library.headwise_backward):

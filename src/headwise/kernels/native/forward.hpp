@@ -1,64 +1,34 @@
-// Output, log-sum-exp and what can be counted on the way, one block of queries after the other.
+// Output, log-sum-exp and statistics of a whole call: who computes what, and from which copies.
 #pragma once
 
-#include "counting.hpp"
-#include "pack.hpp"
-#include "scores.hpp"
+#include "block.hpp"
 #include "threads.hpp"
 
 namespace headwise::HEADWISE_ISA {
 namespace {
 
-constexpr int TILES = BLOCK_ROWS / TILE_ROWS;
 constexpr int64_t MOST_FETCHED = 512;  // rows that the second-level cache holds besides
-
-// One sample and group: its keys and values packed, its queries counted over all heads of the group.
-template <class M>
-struct Unit {
-    int64_t batch, group, rows;
-    float *keys, *values;
-    uint8_t* broken;
-    bool any_broken;
-};
-
-// What a block of queries needs for itself.
-struct Block {
-    int rows;
-    int32_t head[BLOCK_ROWS], query[BLOCK_ROWS], first[BLOCK_ROWS], last[BLOCK_ROWS];
-    int64_t tile_first[TILES], tile_last[TILES];
-    bool started[TILES];
-    float highest[BLOCK_ROWS], total[BLOCK_ROWS];  // running maximum of the scores times log2(e), sum of powers
-    float spread[BLOCK_ROWS];                      // centred: sum of power x (score - maximum)
-    bool poisoned[BLOCK_ROWS];
-    float *left, *scores, *output, *added;
-    uint16_t* words;
-    float *line, *received, *map;  // of the second pass
-    Counts counts;
-};
 
 template <class M>
 class Forward {
 public:
-    Forward(const Call& call, const Plan& plan)
-        : call(call), plan(plan), half(call.half), words(up(call.width, M::step) / M::step),
-          room(up(call.value_width, W)), share(call.heads / call.groups),
-          factor(std::fabs(static_cast<float>(call.scale)) * LOG2_E), adding(adds(call, plan) || call.scale == 0), counter(call) {
+    Forward(const Call& call, const Plan& plan) : attention(call, plan), call(call), threads(plan.threads) {
         // Blocks of equal size, in whole tiles.
-        const int64_t rows = share * call.queries, blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        const int64_t rows = attention.share * call.queries, blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
         block_rows = up((rows + blocks - 1) / blocks, TILE_ROWS);
         block_count = (rows + block_rows - 1) / block_rows;
     }
 
     bool run(Reserve reserve) {
-        const int64_t units = call.batch * call.groups, threads = plan.threads;
+        const int64_t units = call.batch * call.groups;
         const bool apart = threads == 1 || units % threads == 0 || units >= 4 * threads;
         const int64_t holders = apart ? threads : 1;
         Room room;
-        lay_out(room, holders, threads);
+        lay_out(room, holders);
         room.at = static_cast<char*>(reserve(room.used));
         if (!room.at) return false;
         room.used = 0;
-        lay_out(room, holders, threads);
+        lay_out(room, holders);
         int64_t next = 0;
         const int64_t step = larger<int64_t>(1, units / (threads * 16));
         on_threads(threads, [&](int64_t thread, int64_t team) {
@@ -82,384 +52,109 @@ public:
                 if (pack(unit, thread, team)) __atomic_store_n(&held[0].any_broken, true, __ATOMIC_RELAXED);
                 barrier();
                 unit.any_broken = held[0].any_broken;
-                const int64_t end = (u + 1) * block_count;
                 // The longest first: later queries may see more keys.
-                for (int64_t n = u * block_count + thread; n < end; n += team) attend(unit, block, end - 1 - n);
+                for (int64_t n = thread; n < block_count; n += team) attend(unit, block, block_count - 1 - n);
                 barrier();
-                if (counter.again) join(unit, thread, team);
+                if (attention.counter.again) join(unit, thread, team);
             }
         });
         return true;
     }
 
 private:
+    const Attention<M> attention;
     const Call& call;
-    const Plan& plan;
-    const bool half;
-    const int64_t words, room, share;
-    const float factor;
-    const bool adding;
-    const Counter counter;
+    const int64_t threads;
     int64_t block_rows, block_count;
     Unit<M>* held = nullptr;
     Block* blocks = nullptr;
 
-    void lay_out(Room& memory, int64_t holders, int64_t threads) {
+    void lay_out(Room& memory, int64_t holders) {
         held = memory.take<Unit<M>>(holders);
         blocks = memory.take<Block>(threads);
         Unit<M> no_unit;
         Block no_block;
         for (int64_t t = 0; t < holders; ++t) {
             Unit<M>& unit = memory.at ? held[t] : no_unit;
-            unit.keys = memory.take<float>(up(call.keys, PANEL) * words);
-            unit.values = memory.take<float>(up(call.keys, 2) / M::step * room);
+            unit.keys = memory.take<float>(up(call.keys, PANEL) * attention.words);
+            unit.values = memory.take<float>(up(call.keys, 2) / M::step * attention.room);
             unit.broken = memory.take<uint8_t>(call.keys + 1);
             unit.any_broken = false;
         }
         for (int64_t t = 0; t < threads; ++t) {
             Block& block = memory.at ? blocks[t] : no_block;
-            block.left = memory.take<float>(BLOCK_ROWS * words);
+            block.left = memory.take<float>(BLOCK_ROWS * attention.words);
             block.scores = memory.take<float>(TILE_ROWS * SCORE_ROW);
-            block.output = memory.take<float>(BLOCK_ROWS * room);
+            block.output = memory.take<float>(BLOCK_ROWS * attention.room);
             block.added = memory.take<float>(SCORE_ROW);
             block.words = memory.take<uint16_t>(call.least ? BLOCK_ROWS * SCORE_ROW : 0);
             block.counts.weights = memory.take<float>(SCORE_ROW);
             block.line = memory.take<float>(SCORE_ROW);
             // Threads that share a unit add up apart and join their sums when it is done.
             const bool apart = holders == threads;
-            block.received = memory.take<float>(apart || !call.seen.received ? 0 : share * call.keys);
-            block.map = memory.take<float>(apart || !call.seen.map ? 0 : share * call.seen.cells * call.seen.cells);
+            block.received = memory.take<float>(apart || !call.seen.received ? 0 : attention.share * call.keys);
+            block.map = memory.take<float>(apart || !call.seen.map ? 0 : attention.share * cells());
         }
     }
 
     void enter(Unit<M>& unit, int64_t u) const {
         unit.batch = u / call.groups;
         unit.group = u % call.groups;
-        unit.rows = share * call.queries;
+        unit.rows = attention.share * call.queries;
+    }
+
+    void attend(const Unit<M>& unit, Block& block, int64_t n) const {
+        attention.attend(unit, block, n * block_rows, block_rows);
     }
 
     // Ask for the next unit while this one, when it is small, is computed.
     void fetch(int64_t u) const {
-        const int64_t rows = call.keys + call.queries * share;
+        const int64_t rows = call.keys + call.queries * attention.share;
         if (rows > MOST_FETCHED) return;
-        const int64_t batch = u / call.groups, group = u % call.groups;
-        headwise::HEADWISE_ISA::fetch(rows_of(call.key, batch, group, call.keys, call.width, half), call.keys);
-        headwise::HEADWISE_ISA::fetch(rows_of(call.value, batch, group, call.keys, call.value_width, half), call.keys);
-        headwise::HEADWISE_ISA::fetch(rows_of(call.query, batch, group * share, call.queries, call.width, half),
-                                      share * call.queries);
+        const int64_t batch = u / call.groups, group = u % call.groups, share = attention.share;
+        const bool half = attention.half;
+        fetch_rows(rows_of(call.key, batch, group, call.keys, call.width, half), call.keys);
+        fetch_rows(rows_of(call.value, batch, group, call.keys, call.value_width, half), call.keys);
+        fetch_rows(rows_of(call.query, batch, group * share, call.queries, call.width, half), share * call.queries);
     }
 
     // Choose where the sums over queries go: to their place, or, where threads share the unit, to room of their own.
     void aim(const Unit<M>& unit, Block& block, bool direct) const {
-        const int64_t head = unit.batch * call.heads + unit.group * share, cells = call.seen.cells * call.seen.cells;
+        const int64_t head = unit.batch * call.heads + unit.group * attention.share;
         block.counts.received = direct && call.seen.received ? call.seen.received + head * call.keys : block.received;
-        block.counts.map = direct && call.seen.map ? call.seen.map + head * cells : block.map;
+        block.counts.map = direct && call.seen.map ? call.seen.map + head * cells() : block.map;
         if (direct) return;
-        if (call.seen.received) std::memset(block.received, 0, share * call.keys * 4);
-        if (call.seen.map) std::memset(block.map, 0, share * cells * 4);
+        if (call.seen.received) std::memset(block.received, 0, attention.share * call.keys * 4);
+        if (call.seen.map) std::memset(block.map, 0, attention.share * cells() * 4);
     }
+
+    int64_t cells() const { return call.seen.cells * call.seen.cells; }
 
     // Add up what the threads have summed over queries.
     void join(const Unit<M>& unit, int64_t thread, int64_t team) const {
-        const int64_t head = unit.batch * call.heads + unit.group * share, cells = call.seen.cells * call.seen.cells;
-        if (call.seen.received)
-            for (int64_t i = share * call.keys * thread / team; i < share * call.keys * (thread + 1) / team; ++i)
-                for (int64_t t = 0; t < team; ++t) call.seen.received[head * call.keys + i] += blocks[t].received[i];
-        if (call.seen.map)
-            for (int64_t i = share * cells * thread / team; i < share * cells * (thread + 1) / team; ++i)
-                for (int64_t t = 0; t < team; ++t) call.seen.map[head * cells + i] += blocks[t].map[i];
+        const int64_t head = unit.batch * call.heads + unit.group * attention.share;
+        const auto add = [&](float* to, float* Block::*sums, int64_t count) {
+            if (!to) return;
+            for (int64_t i = count * thread / team; i < count * (thread + 1) / team; ++i)
+                for (int64_t t = 0; t < team; ++t) to[i] += (blocks[t].*sums)[i];
+        };
+        add(call.seen.received ? call.seen.received + head * call.keys : nullptr, &Block::received,
+            attention.share * call.keys);
+        add(call.seen.map ? call.seen.map + head * cells() : nullptr, &Block::map, attention.share * cells());
         barrier();
     }
 
     bool pack(Unit<M>& unit, int64_t part, int64_t parts) const {
-        const Rows keys = rows_of(call.key, unit.batch, unit.group, call.keys, call.width, half);
-        const Rows values = rows_of(call.value, unit.batch, unit.group, call.keys, call.value_width, half);
+        const Rows keys = rows_of(call.key, unit.batch, unit.group, call.keys, call.width, attention.half);
+        const Rows values = rows_of(call.value, unit.batch, unit.group, call.keys, call.value_width, attention.half);
         const int64_t panels = (call.keys + PANEL - 1) / PANEL;
         bool any = false;
         for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
             const int64_t first = p * PANEL, last = smaller(call.keys, first + PANEL);
-            pack_columns<M>(keys, first, last, words, unit.keys + first * words);
-            any |= pack_rows<M>(values, first, last, unit.values + first / M::step * room, room, unit.broken);
+            pack_columns<M>(keys, first, last, attention.words, unit.keys + first * attention.words);
+            any |= pack_rows<M>(values, first, last, unit.values + first / M::step * attention.room, attention.room, unit.broken);
         }
         return any;
-    }
-
-    void attend(const Unit<M>& unit, Block& block, int64_t n) const {
-        begin(unit, block, n * block_rows);
-        int64_t first = call.keys, last = 0;
-        for (int t = 0; t * TILE_ROWS < block.rows; ++t) {
-            first = smaller(first, block.tile_first[t]);
-            last = larger(last, block.tile_last[t]);
-        }
-        for (int64_t k = first / PANEL * PANEL; k < last; k += BLOCK_KEYS) {
-            const int64_t end = smaller(smaller(last, k + BLOCK_KEYS), call.keys);
-            if (call.least) {
-                words_by_query(call, unit.batch, block.head, block.query, block.rows, k, end - k, block.words,
-                               SCORE_ROW);
-            }
-            for (int t = 0; t * TILE_ROWS < block.rows; ++t) {
-                const int64_t from = larger(k, block.tile_first[t]), to = smaller(end, block.tile_last[t]);
-                if (from < to) strip(unit, block, t, k, from - k, to - k);
-            }
-        }
-        for (int r = 0; r < block.rows; ++r) finish(unit, block, r);
-        if (counter.again) look_again(unit, block, first, last);
-    }
-
-    // Compute the final weights once more, and count what needs them.
-    void look_again(const Unit<M>& unit, Block& block, int64_t first, int64_t last) const {
-        for (int64_t k = first / PANEL * PANEL; k < last; k += BLOCK_KEYS) {
-            const int64_t end = smaller(smaller(last, k + BLOCK_KEYS), call.keys);
-            for (int t = 0; t * TILE_ROWS < block.rows; ++t) {
-                const int64_t from = larger(k, block.tile_first[t]), to = smaller(end, block.tile_last[t]);
-                if (from < to) look_at_strip(unit, block, t, k, from - k, to - k);
-            }
-        }
-    }
-
-    void look_at_strip(const Unit<M>& unit, Block& block, int t, int64_t k, int64_t from, int64_t to) const {
-        const int row = t * TILE_ROWS, rows = smaller(TILE_ROWS, block.rows - row);
-        score(unit, block, row, rows, k, from, to);
-        const Extent extent = extent_of(call, unit.batch);
-        const int64_t begin = from / W * W, end = up(to, W);
-        int64_t held = -1;  // which head and row of the map the line belongs to
-        const auto give = [&] {
-            const int64_t cells = larger<int64_t>(1, call.seen.cells);
-            if (held >= 0) counter.add_line(block.counts, extent, held / cells, held % cells, block.line, k, from, to);
-        };
-        for (int r = row; r < row + rows; ++r) {
-            float* scores = block.scores + (r - row) * SCORE_ROW;
-            if (!live(block, r) || !weights_of(unit, block, r, k, begin, end)) continue;
-            const int64_t at = (unit.batch * call.heads + block.head[r]) * call.queries + block.query[r];
-            if (call.seen.links) counter.link(at, scores, k, from, to);
-            const int64_t head = block.head[r] - unit.group * share;
-            const int64_t line =
-                call.seen.map ? head * call.seen.cells + counter.cell(block.query[r], extent.queries) : head;
-            if (line != held) {
-                give();
-                std::memset(block.line + begin, 0, (end - begin) * 4);
-                held = line;
-            }
-            for (int64_t j = begin; j < end; j += W)
-                store(block.line + j, add(load(block.line + j), load(scores + j)));
-        }
-        give();
-    }
-
-    // Turn a row's scores into final weights in place; false when the row sees none of these keys.
-    bool weights_of(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t begin, int64_t end) const {
-        float* scores = block.scores + r % TILE_ROWS * SCORE_ROW;
-        const int64_t first = larger<int64_t>(begin, block.first[r] - k), last = smaller<int64_t>(end, block.last[r] - k);
-        if (first >= last) return false;
-        const float c = complete(unit, block, r, k, first, last, first / W * W, up(last, W));
-        for (int64_t j = begin; j < first / W * W; ++j) scores[j] = 0;
-        for (int64_t j = up(last, W); j < end; ++j) scores[j] = 0;
-        const vec share = all(1 / block.total[r]), highest = all(block.highest[r]);
-        for (int64_t j = first / W * W; j < up(last, W); j += W) {
-            const vec score = load(scores + j), power = power_of_2(floored(sub(mul(score, all(c)), highest)));
-            store(scores + j, unless_equal(score, all(MINUS_INFINITY), mul(power, share)));
-        }
-        return true;
-    }
-
-    static bool live(const Block& block, int r) {
-        return block.highest[r] != MINUS_INFINITY || block.total[r] != block.total[r];
-    }
-
-    // Find the rows' places and intervals, and copy the queries.
-    void begin(const Unit<M>& unit, Block& block, int64_t row) const {
-        const Rows queries = rows_of(call.query, unit.batch, unit.group * share, call.queries, call.width, half);
-        const Extent extent = extent_of(call, unit.batch);
-        block.rows = static_cast<int>(smaller(block_rows, unit.rows - row));
-        int64_t head = unit.group * share + row / call.queries, query = row % call.queries;
-        for (int r = 0; r < block.rows; ++r, ++query) {
-            if (query == call.queries) {
-                query = 0;
-                ++head;
-            }
-            block.head[r] = static_cast<int32_t>(head);
-            block.query[r] = static_cast<int32_t>(query);
-            block.first[r] = plan.first ? plan.first[unit.batch * call.queries + query] : 0;
-            block.last[r] = plan.first ? plan.last[unit.batch * call.queries + query] : static_cast<int32_t>(call.keys);
-            block.highest[r] = MINUS_INFINITY;
-            block.total[r] = block.spread[r] = 0;
-            block.poisoned[r] = false;
-            counter.begin(block.counts, r, extent, query);
-            words_of<M>(queries, row + r, block.left + r * words, words);
-        }
-        // The factor of the scores is positive, so that the largest product is the largest score.
-        if (call.scale < 0) flip(block.left, block.rows * words);
-        for (int t = 0; t * TILE_ROWS < block.rows; ++t) {
-            block.started[t] = false;
-            block.tile_first[t] = call.keys;
-            block.tile_last[t] = 0;
-            for (int r = t * TILE_ROWS; r < smaller(block.rows, (t + 1) * TILE_ROWS); ++r) {
-                if (block.first[r] >= block.last[r]) continue;
-                block.tile_first[t] = smaller<int64_t>(block.tile_first[t], block.first[r]);
-                block.tile_last[t] = larger<int64_t>(block.tile_last[t], block.last[r]);
-            }
-        }
-    }
-
-    static void flip(float* words, int64_t count) {
-        const uint32_t sign = M::step == 2 ? 0x80008000u : 0x80000000u;
-        for (int64_t i = 0; i < count; ++i) {
-            uint32_t bits;
-            std::memcpy(&bits, words + i, 4);
-            bits ^= sign;
-            std::memcpy(words + i, &bits, 4);
-        }
-    }
-
-    // A tile's rows against keys from to to of the key block at k: scores, weights, output.
-    void strip(const Unit<M>& unit, Block& block, int t, int64_t k, int64_t from, int64_t to) const {
-        constexpr int64_t step = W * M::step;
-        const int row = t * TILE_ROWS, rows = smaller(TILE_ROWS, block.rows - row);
-        score(unit, block, row, rows, k, from, to);
-        from = from / step * step;
-        to = up(to, step);
-        for (int r = row; r < row + rows; ++r) weigh(unit, block, r, k, from, to);
-        float* output = block.output + row * room;
-        multiply_strip<M>(block.started[t], {block.scores + from / M::step, SCORE_ROW, 1}, rows,
-                          {unit.values + (k + from) / M::step * room, room}, room, (smaller(to, up(call.keys - k, M::step)) - from) / M::step,
-                          {output, room});
-        block.started[t] = true;
-    }
-
-    void score(const Unit<M>& unit, Block& block, int row, int rows, int64_t k, int64_t from, int64_t to) const {
-        for (int64_t p = from / PANEL * PANEL; p < to; p += PANEL)
-            multiply_strip<M, false>({block.left + row * words, words, 1}, rows, {unit.keys + (k + p) * words, PANEL},
-                                     smaller<int64_t>(PANEL, up(to - p, W)), words, {block.scores + p, SCORE_ROW});
-    }
-
-    // Add to a row's scores what is added, and put -inf on both sides of what it sees; gives the factor left to apply.
-    float complete(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t first, int64_t last, int64_t begin,
-                   int64_t end) const {
-        float* scores = block.scores + r % TILE_ROWS * SCORE_ROW;
-        if (adding) {
-            const int64_t place[3] = {unit.batch, block.head[r], block.query[r]};
-            added_scores(call, plan, place, k + first, last - first, block.added + (first - begin));
-            for (int64_t j = begin; j < end; j += W)
-                store(scores + j, joined(load(scores + j), all(factor), load(block.added + j - begin)));
-        }
-        for (int64_t j = begin; j < first; ++j) scores[j] = MINUS_INFINITY;
-        for (int64_t j = last; j < end; ++j) scores[j] = MINUS_INFINITY;
-        return adding ? 1 : factor;
-    }
-
-    // Turn a row's scores into weights, relative to the running maximum, in place; zeros in from to to where hidden.
-    void weigh(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t from, int64_t to) const {
-        constexpr int64_t step = W * M::step;
-        float* scores = block.scores + r % TILE_ROWS * SCORE_ROW;
-        const int64_t first = larger<int64_t>(from, block.first[r] - k), last = smaller<int64_t>(to, block.last[r] - k);
-        if (first >= last) return blank(scores, from, to);
-        const int64_t begin = first / step * step, end = up(last, step);
-        const float c = complete(unit, block, r, k, first, last, begin, end);
-        vec top = all(MINUS_INFINITY);
-        for (int64_t j = begin; j < end; j += W) top = most(load(scores + j), top);
-        const float old = block.highest[r], highest = larger(old, c * largest(top));
-        if (highest == MINUS_INFINITY && !has_nan(scores, begin, end)) return blank(scores, from, to);
-        if (highest != old) {
-            rescale(block, r, highest);
-            counter.find_peak(block.counts, r, scores, c, highest, k, begin, end);
-        }
-        blank(scores, from, begin);
-        if (counter.on_the_way) sums<true>(block, r, scores, c, k, begin, end);
-        else sums<false>(block, r, scores, c, k, begin, end);
-        blank(scores, end, to);
-        if (unit.any_broken) poison(unit, block, r, k, first, last);
-    }
-
-    static bool has_nan(const float* scores, int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j)
-            if (scores[j] != scores[j]) return true;
-        return false;
-    }
-
-    // Zero the weights of keys from to to.
-    static void blank(float* scores, int64_t from, int64_t to) {
-        if (from < to) std::memset(scores + from / M::step, 0, (to - from) / M::step * 4);
-    }
-
-    void rescale(Block& block, int r, float highest) const {
-        const float old = block.highest[r];
-        block.highest[r] = highest;
-        if (old == MINUS_INFINITY) return;
-        const float shrink = std::exp2(old - highest);
-        block.spread[r] = shrink * (block.spread[r] + (old - highest) * block.total[r]);
-        block.total[r] *= shrink;
-        if (counter.places || counter.nears) counter.shrink(block.counts, r, shrink);
-        float* output = block.output + r * room;
-        if (block.started[r / TILE_ROWS])
-            for (int64_t e = 0; e < room; e += W) store(output + e, mul(load(output + e), all(shrink)));
-    }
-
-    template <bool COUNTING>
-    void sums(Block& block, int r, float* scores, float c, int64_t k, int64_t begin, int64_t end) const {
-        const vec times = all(c), highest = all(block.highest[r]);
-        const uint16_t* words = block.words + r * SCORE_ROW;
-        const auto least = static_cast<int32_t>(call.least);
-        Counts& counts = block.counts;
-        const bool near = COUNTING && counter.near(counts, r, k + begin, k + end);
-        vec total = all(0), spread = all(0), position = all(0), distance = all(0);
-        vec place = add(ramp(), all(static_cast<float>(k + begin - counts.start)));
-        const vec own = all(static_cast<float>(counts.own[r] - counts.start));
-        for (int64_t j = begin; j < end; j += W * M::step) {
-            vec weight[2];
-            for (int v = 0; v < M::step; ++v) {
-                const vec x = floored(sub(mul(load(scores + j + v * W), times), highest));
-                weight[v] = power_of_2(x);
-                total = add(total, weight[v]);
-                if (COUNTING) {
-                    spread = fma(weight[v], x, spread);
-                    if (counter.places) {
-                        position = fma(weight[v], place, position);
-                        distance = fma(weight[v], absolute(sub(place, own)), distance);
-                        place = add(place, all(W));
-                    }
-                    if (near) store(counts.weights + j + v * W, weight[v]);
-                }
-                if (least) weight[v] = kept(weight[v], words + j + v * W, least);
-            }
-            put(scores + j / M::step, weight);
-        }
-        block.total[r] += sum(total);
-        if (!COUNTING) return;
-        block.spread[r] += sum(spread);
-        counts.sums[Counts::position][r] += sum(position);
-        counts.sums[Counts::distance][r] += sum(distance);
-        if (near) counter.count_near(counts, r, k, begin, end);
-    }
-
-    static void put(float* to, const vec (&weight)[2]) {
-#if defined(__AVX512BF16__)
-        if (M::step == 2) return store(to, halves(weight[0], weight[1]));
-#endif
-        store(to, weight[0]);
-    }
-
-    // A weight on a value that is not finite makes the row NaN.
-    void poison(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t first, int64_t last) const {
-        const char* weights = reinterpret_cast<const char*>(block.scores + r % TILE_ROWS * SCORE_ROW);
-        for (int64_t j = first; j < last; ++j)
-            block.poisoned[r] |= unit.broken[k + j] && number_at(weights, M::step == 2, j) != 0;
-    }
-
-    void finish(const Unit<M>& unit, Block& block, int r) const {
-        const float total = block.total[r];
-        const int64_t at = (unit.batch * call.heads + block.head[r]) * call.queries + block.query[r];
-        const bool lives = live(block, r);
-        float* output = block.output + r * room;
-        float share = lives && call.kept_share > 0 ? static_cast<float>(1 / (total * call.kept_share)) : 0;
-        if (block.poisoned[r]) share = __builtin_nanf("");
-        if (!lives) std::memset(output, 0, room * 4);
-        const Rows place = rows_of(call.output, unit.batch, block.head[r], call.queries, call.value_width, half);
-        narrow(output, share, place.at(block.query[r]), half, call.value_width);
-        const double log_total = lives ? static_cast<double>(block.highest[r]) + std::log2(total) : MINUS_INFINITY;
-        call.lse[at] = static_cast<float>(log_total * LN_2);
-        if (!lives) return;
-        if (counter.on_the_way) counter.write(block.counts, r, at, total, block.spread[r]);
-        counter.count_live(unit.batch, block.head[r], block.query[r], extent_of(call, unit.batch));
     }
 };
 

@@ -71,7 +71,7 @@ inline void narrow(const float* from, float factor, char* row, bool half, int64_
 }
 
 // Ask for rows that are needed soon: heads lie apart in memory, which no hardware foresees.
-inline void fetch(const Rows& x, int64_t rows) {
+inline void fetch_rows(const Rows& x, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t e = 0; e < x.width * (x.half ? 2 : 4); e += 64) __builtin_prefetch(x.at(i) + e);
 }
