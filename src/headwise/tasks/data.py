@@ -165,11 +165,9 @@ def split(table: Table, *, dev: float = 0.1, test: float = 0.0, seed: int = 0, b
     for number, name in enumerate(shares, 1):
         splits[name] = rows[place == number]
         if not len(splits[name]):
-            told = (
-                f"{len(rows)} rows" if by is None else f"{len(rows)} rows with {len(strata)} different values of `{by}`"
-            )
+            told = f" with {len(strata)} different values of `{by}`. Check that column, or raise" if by else ". Raise"
             raise InputError(
-                f"`{name}` must get a row; got a share of {shares[name]} of {told}. Raise it, or check `--{by}-column`."
+                f"`{name}` must get a row; got a share of {shares[name]} of {len(rows)} rows{told} the share."
             )
     return replace(table, splits=splits | {"train": rows[place == 0]})
 
