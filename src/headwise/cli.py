@@ -262,7 +262,7 @@ def _predict(chosen: Any) -> None:
 
 def _chunks() -> Iterator[list[str]]:
     """Read lines of standard input; from a terminal, one at a time."""
-    size, chunk = 1 if sys.stdin.isatty() else _CHUNK, []
+    size, chunk = 1 if _from_terminal() else _CHUNK, []
     for line in sys.stdin:
         chunk.append(line.rstrip("\n"))
         if len(chunk) == size:
@@ -270,6 +270,10 @@ def _chunks() -> Iterator[list[str]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _from_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _line(answer: Prediction, as_json: bool) -> str:

@@ -52,7 +52,7 @@ class Job:
     extra_loss: Callable[[nn.Module], Tensor] | None = None
     """Gives a scalar that is added to the mean loss."""
     on_step: Callable[[int], None] | None = None
-    """Is called after every step with the number of steps done."""
+    """Is called with the number of steps done: before the first that is taken, and after each."""
     look: Callable[[nn.Module, Any], Mapping[str, float]] | None = None
     """Gives figures for the log, such as the entropy of the heads, from this process's last batch."""
     methods: tuple[str, ...] = ()
@@ -96,7 +96,9 @@ def train(
     """
     states = States(out / "training")
     if states and not resume:
-        raise InputError(f"`out` must be a new folder; got {out}, which holds a run. Resume it, or choose another.")
+        raise InputError(
+            f"`out` must be a new folder; got {out}, which holds a run. Resume it (`--resume`), or choose another."
+        )
     if config.keep_best and config.keep_best not in job.metrics:
         raise ConfigError(
             f"`keep_best` must be one of {', '.join(job.metrics)}; got {config.keep_best}. Leave it out for the first."
@@ -156,6 +158,8 @@ class _Run:
         self.bar = Bar(self.progress.step, self.steps, shown=self.runtime.first and not quiet)
         try:
             self.model.train()
+            if self.job.on_step is not None:
+                self.job.on_step(self.progress.step)
             while True:
                 if self._validation_is_due():
                     self._validate()
@@ -238,7 +242,7 @@ class _Run:
         if stop:
             raise KeyboardInterrupt(
                 f"stopped after step {step} of {self.steps}; its state is in {self.states.folder}. "
-                "Resume to go on to the same result."
+                "Resume (the same command with `--resume`) to go on to the same result."
             )
 
     def _late(self) -> bool:
