@@ -40,13 +40,15 @@ public:
     Attention(const Call& call, const Plan& plan)
         : call(call), plan(plan), half(call.half), words(up(call.width, M::step) / M::step),
           room(up(call.value_width, W)), share(call.heads / call.groups), counter(call),
-          factor(std::fabs(static_cast<float>(call.scale)) * LOG2_E), adding(adds(call, plan) || call.scale == 0) {}
+          direct(share * call.queries <= TILE_ROWS), factor(std::fabs(static_cast<float>(call.scale)) * LOG2_E),
+          adding(adds(call, plan) || call.scale == 0) {}
 
     const Call& call;
     const Plan& plan;
     const bool half;
     const int64_t words, room, share;  // words of a key, floats of an output row, heads of a group
     const Counter counter;
+    const bool direct;  // a few queries read keys and values where they lie: copies would cost more than they save
 
     // Compute up to `rows` queries from `row` of the unit's on.
     void attend(const Unit<M>& unit, Block& block, int64_t row, int64_t rows) const {
@@ -118,7 +120,8 @@ private:
     // Turn a row's scores into final weights in place; false when the row sees none of these keys.
     bool weights_of(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t begin, int64_t end) const {
         float* scores = block.scores + r % TILE_ROWS * SCORE_ROW;
-        const int64_t first = larger<int64_t>(begin, block.first[r] - k), last = smaller<int64_t>(end, block.last[r] - k);
+        const int64_t first = larger<int64_t>(begin, block.first[r] - k);
+        const int64_t last = smaller<int64_t>(end, block.last[r] - k);
         if (first >= last) return false;
         const float c = complete(unit, block, r, k, first, last, first / W * W, up(last, W));
         for (int64_t j = begin; j < first / W * W; ++j) scores[j] = 0;
@@ -188,14 +191,47 @@ private:
         from = from / step * step;
         to = up(to, step);
         for (int r = row; r < row + rows; ++r) weigh(unit, block, r, k, from, to);
-        float* output = block.output + row * room;
-        multiply_strip<M>(block.started[t], {block.scores + from / M::step, SCORE_ROW, 1}, rows,
-                          {unit.values + (k + from) / M::step * room, room}, room,
-                          (smaller(to, up(call.keys - k, M::step)) - from) / M::step, {output, room});
+        if (direct) {
+            mix(unit, block, rows, k, from, smaller(to, call.keys - k), block.started[t]);
+        } else {
+            float* output = block.output + row * room;
+            multiply_strip<M>(block.started[t], {block.scores + from / M::step, SCORE_ROW, 1}, rows,
+                              {unit.values + (k + from) / M::step * room, room}, room,
+                              (smaller(to, up(call.keys - k, M::step)) - from) / M::step, {output, room});
+        }
         block.started[t] = true;
     }
 
+    // Sum values by weights, key by key; a weight of 0 takes nothing, NaN neither.
+    void mix(const Unit<M>& unit, Block& block, int rows, int64_t k, int64_t from, int64_t to, bool started) const {
+        const Rows values = rows_of(call.value, unit.batch, unit.group, call.keys, call.value_width, half);
+        for (int r = 0; r < rows; ++r) {
+            float* output = block.output + r * room;
+            if (!started) std::memset(output, 0, room * 4);
+            const char* weights = reinterpret_cast<const char*>(block.scores + r * SCORE_ROW);
+            for (int64_t j = from; j < to; ++j) {
+                const float weight = number_at(weights, M::step == 2, j);
+                if (weight == 0) continue;
+                const char* value = values.at(k + j);
+                int64_t e = 0;
+                for (; e + W <= call.value_width; e += W)
+                    store(output + e, fma(all(weight), load_number(value, half, e), load(output + e)));
+                for (; e < call.value_width; ++e) output[e] += weight * number_at(value, half, e);
+            }
+        }
+    }
+
+    void score_direct(const Unit<M>& unit, Block& block, int rows, int64_t k, int64_t from, int64_t to) const {
+        const Rows keys = rows_of(call.key, unit.batch, unit.group, call.keys, call.width, half);
+        for (int64_t j = from; j < to; ++j)
+            for (int r = 0; r < rows; ++r) {
+                const char* query = reinterpret_cast<const char*>(block.left + r * words);
+                block.scores[r * SCORE_ROW + j] = dot(query, M::step == 2, keys.at(k + j), half, call.width);
+            }
+    }
+
     void score(const Unit<M>& unit, Block& block, int row, int rows, int64_t k, int64_t from, int64_t to) const {
+        if (direct) return score_direct(unit, block, rows, k, from, to);
         for (int64_t p = from / PANEL * PANEL; p < to; p += PANEL)
             multiply_strip<M, false>({block.left + row * words, words, 1}, rows, {unit.keys + (k + p) * words, PANEL},
                                      smaller<int64_t>(PANEL, up(to - p, W)), words, {block.scores + p, SCORE_ROW});

@@ -21,7 +21,7 @@ public:
 
     bool run(Reserve reserve) {
         const int64_t units = call.batch * call.groups;
-        const bool apart = threads == 1 || units % threads == 0 || units >= 4 * threads;
+        const bool apart = threads == 1 || attention.direct || units % threads == 0 || units >= 4 * threads;
         const int64_t holders = apart ? threads : 1;
         Room room;
         lay_out(room, holders);
@@ -76,8 +76,8 @@ private:
         Block no_block;
         for (int64_t t = 0; t < holders; ++t) {
             Unit<M>& unit = memory.at ? held[t] : no_unit;
-            unit.keys = memory.take<float>(up(call.keys, PANEL) * attention.words);
-            unit.values = memory.take<float>(up(call.keys, 2) / M::step * attention.room);
+            unit.keys = memory.take<float>(attention.direct ? 0 : up(call.keys, PANEL) * attention.words);
+            unit.values = memory.take<float>(attention.direct ? 0 : up(call.keys, 2) / M::step * attention.room);
             unit.broken = memory.take<uint8_t>(call.keys + 1);
             unit.any_broken = false;
         }
@@ -145,6 +145,7 @@ private:
     }
 
     bool pack(Unit<M>& unit, int64_t part, int64_t parts) const {
+        if (attention.direct) return false;
         const Rows keys = rows_of(call.key, unit.batch, unit.group, call.keys, call.width, attention.half);
         const Rows values = rows_of(call.value, unit.batch, unit.group, call.keys, call.value_width, attention.half);
         const int64_t panels = (call.keys + PANEL - 1) / PANEL;
@@ -152,7 +153,8 @@ private:
         for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
             const int64_t first = p * PANEL, last = smaller(call.keys, first + PANEL);
             pack_columns<M>(keys, first, last, attention.words, unit.keys + first * attention.words);
-            any |= pack_rows<M>(values, first, last, unit.values + first / M::step * attention.room, attention.room, unit.broken);
+            float* lines = unit.values + first / M::step * attention.room;
+            any |= pack_rows<M>(values, first, last, lines, attention.room, unit.broken);
         }
         return any;
     }

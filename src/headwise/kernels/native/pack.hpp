@@ -124,6 +124,15 @@ inline vec load_number(const char* row, bool half, int64_t i) {
     return half ? load_half(reinterpret_cast<const uint16_t*>(row) + i) : load(reinterpret_cast<const float*>(row) + i);
 }
 
+inline float dot(const char* a, bool half_a, const char* b, bool half_b, int64_t width) {
+    vec total = all(0);
+    int64_t e = 0;
+    for (; e + W <= width; e += W) total = fma(load_number(a, half_a, e), load_number(b, half_b, e), total);
+    float rest = 0;
+    for (; e < width; ++e) rest += number_at(a, half_a, e) * number_at(b, half_b, e);
+    return sum(total) + rest;
+}
+
 // Tell whether all numbers of rows first to last are finite: 0 times any other is NaN.
 inline bool are_finite(const Rows& x, int64_t first, int64_t last) {
     vec total = all(0);

@@ -34,7 +34,9 @@ public:
 
     // Pack a part of a unit; tells whether something in it is not finite.
     bool pack(Packed& p, bool keys_too, int64_t part, int64_t parts) const {
-        const auto share_of = [&](int64_t n, int64_t i) { return smaller(n, up(n, PANEL) / PANEL * i / parts * PANEL); };
+        const auto share_of = [&](int64_t n, int64_t i) {
+            return smaller(n, up(n, PANEL) / PANEL * i / parts * PANEL);
+        };
         bool any = false;
         if (keys_too) {
             const Rows keys = rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
@@ -68,7 +70,8 @@ private:
     // Zero one more vector of columns of a panel.
     void clear(Packed& p, int64_t panel, int64_t from) const {
         for (int64_t w = 0; w < words; ++w) store(p.query_columns + panel * words + w * PANEL + from, all(0));
-        for (int64_t w = 0; w < value_words; ++w) store(p.grad_columns + panel * value_words + w * PANEL + from, all(0));
+        for (int64_t w = 0; w < value_words; ++w)
+            store(p.grad_columns + panel * value_words + w * PANEL + from, all(0));
     }
 
     bool pack_lines(const Rows& x, int64_t first, int64_t last, int64_t filled, float* to, int64_t width,
@@ -94,21 +97,12 @@ private:
         p.pull[i] = p.entropy_pull[i] = 0;
         if (!valid) return;
         const Rows outputs = rows_of(call.output, p.batch, head, call.queries, call.value_width, half);
-        p.pull[i] = dot(grads.at(i), outputs.at(query));
+        p.pull[i] = dot(grads.at(i), half, outputs.at(query), half, call.value_width);
         if (call.lse_grad) p.pull[i] -= call.lse_grad[at];
         if (call.entropy_grad) {
             p.pull[i] += call.entropy_grad[at] * call.seen.entropy[at];
             p.entropy_pull[i] = call.entropy_grad[at] * static_cast<float>(LN_2);
         }
-    }
-
-    float dot(const char* a, const char* b) const {
-        vec total = all(0);
-        int64_t e = 0;
-        for (; e + W <= call.value_width; e += W) total = fma(load_number(a, half, e), load_number(b, half, e), total);
-        float rest = 0;
-        for (; e < call.value_width; ++e) rest += number_at(a, half, e) * number_at(b, half, e);
-        return sum(total) + rest;
     }
 };
 
