@@ -8,10 +8,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import headwise
 from headwise import recipes
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
@@ -79,7 +79,7 @@ def _log_to_terminal(*, quiet: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
-    parser.add_argument("--version", action="version", version=f"headwise {headwise.__version__}")
+    parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_doctor, _add_demo):
         add(commands)
