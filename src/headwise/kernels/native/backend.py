@@ -44,8 +44,9 @@ def describe(problem: Problem) -> str:
     """Say how it computes a call."""
     biases = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
     learned = any(bias is not None and bias.requires_grad for bias in biases)
-    rest = ", with the backward pass of fused, for the gradient of the bias" if learned else ""
-    return f"one pass in the native kernel for {LIBRARY.isa}{rest}"
+    why = "for the gradient of the bias" if learned else f"should a float32 log-sum-exp exceed {_LARGEST_LSE:.0f}"
+    told = "" if problem.query_BHQD.dtype != torch.float32 and not learned else f"; the backward pass of fused {why}"
+    return f"one pass in the native kernel for {LIBRARY.isa}{told}"
 
 
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
@@ -71,10 +72,10 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 def backward(
     problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
 ) -> dict[str, Tensor]:
-    """Compute the gradients; where a bias needs one, from the same log-sum-exp by the fused backend."""
+    """Compute the gradients; by the fused backend where a bias needs one, or where weights would lose digits."""
     if problem.empty:
         return blocks.gradient_room(problem, needs)
-    if any(needs):
+    if any(needs) or _coarse(saved[1], problem.query_BHQD.dtype):
         return fused.backward(problem, given, saved, needs)
     record, held = _record(problem)
     output_BHQE, lse_BHQ, entropy_BHQ = saved
@@ -93,6 +94,16 @@ def backward(
         _view(record, f"{name}_grad", found[field])
     LIBRARY.backward(record)
     return found
+
+
+_LARGEST_LSE = 32.0
+"""Beyond it the rounding of a float32 log-sum-exp shows in its row's weights; `fused` sums each row anew."""
+
+
+def _coarse(lse_BHQ: Tensor, dtype: torch.dtype) -> bool:
+    if dtype != torch.float32:
+        return False
+    return bool(lse_BHQ.nan_to_num(neginf=0.0).abs().amax() > _LARGEST_LSE)
 
 
 def _like(tensor: Tensor) -> Tensor:
