@@ -129,8 +129,9 @@ def open_table(
     if table.skipped.count:
         more = f"\nand {table.skipped.count - LISTED} more" if table.skipped.count > LISTED else ""
         _log.warning("skipped %d rows:\n%s%s", table.skipped.count, "\n".join(table.skipped.listed), more)
-    if not len(table):
-        raise InputError(f"{parts[0].name} must have at least one good row; got none. Check the file.")
+    bare = [part.name for part in parts if part.split != ALL and part.split not in table.splits]
+    if bare or not len(table):
+        raise InputError(f"{[*bare, parts[0].name][0]} must have at least one good row; got none. Check the file.")
     return table
 
 
@@ -165,6 +166,9 @@ def split(table: Table, *, dev: float = 0.1, test: float = 0.0, seed: int = 0, b
         splits[name] = rows[place == number]
         if not len(splits[name]):
             raise InputError(f"`{name}` must get a row; got a share of {shares[name]} of {len(rows)} rows. Raise it.")
+    if not (place == 0).any():
+        told = f"{len(rows)} rows that all went to {' and '.join(shares)}, because equal texts stay together"
+        raise InputError(f"`train` must get a row; got {told}. Check `--text-column`, or name a file for each split.")
     return replace(table, splits=splits | {"train": rows[place == 0]})
 
 

@@ -59,6 +59,8 @@ class SentimentSettings:
             yield f"`dev` and `test` must be shares that leave a rest; got {self.dev} and {self.test}. Try 0.1 and 0."
         if self.max_tokens < 3:
             yield f"`max_tokens` must be at least 3; got {self.max_tokens}. 256 is usual."
+        if self.text_column is not None and self.text_column == self.label_column:
+            yield f"`text_column` and `label_column` must differ; got {self.text_column!r} for both. Name two columns."
         if self.label_separator == "":
             yield "`label_separator` must be at least one character; got an empty text. A comma is usual."
 

@@ -53,6 +53,8 @@ class Job:
     """Gives a scalar that is added to the mean loss."""
     on_step: Callable[[int], None] | None = None
     """Is called after every step with the number of steps done."""
+    on_start: Callable[[int], None] | None = None
+    """Is called once before the first step with the number of steps that the run had done before."""
     look: Callable[[nn.Module, Any], Mapping[str, float]] | None = None
     """Gives figures for the log, such as the entropy of the heads, from this process's last batch."""
     methods: tuple[str, ...] = ()
@@ -96,7 +98,9 @@ def train(
     """
     states = States(out / "training")
     if states and not resume:
-        raise InputError(f"`out` must be a new folder; got {out}, which holds a run. Resume it, or choose another.")
+        raise InputError(
+            f"`out` must be a new folder; got {out}, which holds a run. Go on with --resume, or choose another folder."
+        )
     if config.keep_best and config.keep_best not in job.metrics:
         raise ConfigError(
             f"`keep_best` must be one of {', '.join(job.metrics)}; got {config.keep_best}. Leave it out for the first."
@@ -154,6 +158,8 @@ class _Run:
         folder = self.states.folder if self.runtime.first else None
         self.log = Log(folder, self.progress, tensorboard=self.config.tensorboard)
         self.bar = Bar(self.progress.step, self.steps, shown=self.runtime.first and not quiet)
+        if self.job.on_start is not None:
+            self.job.on_start(self.progress.step)
         try:
             self.model.train()
             while True:
@@ -238,7 +244,7 @@ class _Run:
         if stop:
             raise KeyboardInterrupt(
                 f"stopped after step {step} of {self.steps}; its state is in {self.states.folder}. "
-                "Resume to go on to the same result."
+                "The same command with --resume goes on to the same result."
             )
 
     def _late(self) -> bool:
