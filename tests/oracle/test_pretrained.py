@@ -160,6 +160,8 @@ REFUSED = {
         r"bert, distilbert, roberta, xlm-roberta; got 'deberta-v2'",
     ),
     "no architecture": (lambda folder: edit(folder, model_type=None), "got None"),
+    "architecture list": (lambda folder: edit(folder, model_type=[]), r"got \[\]"),
+    "padding": (lambda folder: edit(folder, model_type="roberta", pad_token_id=-1), "must tell `pad_token_id`"),
     "decoder": (lambda folder: edit(folder, is_decoder=True), "a plain encoder; got `is_decoder` True"),
     "relative": (lambda folder: edit(folder, position_embedding_type="relative_key"), "got `position_embedding_type`"),
     "activation": (lambda folder: edit(folder, hidden_act="gelu_new"), "'gelu', 'relu', 'swiglu'; got 'gelu_new'"),

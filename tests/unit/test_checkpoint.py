@@ -113,6 +113,8 @@ BROKEN = {
     "kind": (lambda folder: edit(folder, kind="seq3seq"), "encoder, classifier; got 'seq3seq'"),
     "Hugging Face": (lambda folder: edit(folder, format=None, model_type="bert"), "Read it with load_encoder"),
     "setting": (lambda folder: edit(folder, settings={"poling": "mean"}), "did you mean `pooling`?"),
+    "kind list": (lambda folder: edit(folder, kind=[]), r"encoder, classifier; got \[\]"),
+    "settings list": (lambda folder: edit(folder, settings=[]), r"must hold a table `settings`; got \[\]"),
     "no settings": (lambda folder: edit(folder, settings={}), "`vocabulary` must be known|`classes` must be known"),
     "missing": (lambda folder: edit_tensors(folder, {"output.bias": None}), "missing: output.bias"),
     "unexpected": (lambda folder: edit_tensors(folder, {"x": torch.ones(1)}), "not expected: x"),

@@ -16,7 +16,7 @@ class Model:
     model."""
     rate: float = 0.1
     """Dropout."""
-    norm: Literal["pre", "post"] = "pre"
+    norm: Literal["pre", "post", "none"] = "pre"
     """Where."""
     heads: tuple[int, ...] = (0, 1)
     """Names."""
@@ -41,6 +41,7 @@ def test_tables_become_settings():
     assert run == Run(Model(64, 1.0, "post", (2, 3), 5), 7)
     assert type(run.model.rate) is float
     assert settings.read(Run, {"model": {"cap": None}}) == Run()
+    assert settings.read(Run, {"model": {"norm": None}}).model.norm == "none"
 
 
 def test_every_problem_is_told_at_once():
@@ -49,7 +50,7 @@ def test_every_problem_is_told_at_once():
         settings.read(Run, wrong)
     assert sorted(str(raised.value).splitlines()) == [
         "`model.heads` must be a list, each a whole number; got ['a']. Change it.",
-        "`model.norm` must be one of 'pre', 'post'; got 'mid'. Change it.",
+        "`model.norm` must be one of 'pre', 'post', 'none'; got 'mid'. Change it.",
         "`model.rate` must be a number; got 'x'. Change it.",
         "`seed` must be a whole number; got True. Change it.",
         "unknown setting `model.d_modle` in Model; did you mean `model.d_model`?",

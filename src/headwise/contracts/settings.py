@@ -140,6 +140,7 @@ def _fitted(wanted: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return next((fit for each in inner if (fit := _fitted(each, value)) is not _MISFIT), _MISFIT)
     if origin is typing.Literal:
+        value = "none" if value is None and "none" in inner else value  # `none` on the command line
         return value if value in inner and not isinstance(value, bool) else _MISFIT
     if origin is tuple:
         items = [_fitted(inner[0], each) for each in value] if isinstance(value, list | tuple) else [_MISFIT]

@@ -83,7 +83,7 @@ def attend(
         dropout: rate at which weights are dropped, always, or a `Dropout` that holds its seed. A rate alone draws one
             seed from PyTorch's default generator.
         statistics: what to learn about each head; the result is then `(output, seen)`.
-        backend: "auto", "fused" or "reference"; `explain` tells what "auto" takes.
+        backend: "auto", "native", "fused" or "reference"; `explain` tells what "auto" takes.
 
     Returns:
         The output, shape (B, H, Q, E), laid out so that joining its heads copies nothing; with `statistics`, also
@@ -193,9 +193,10 @@ def explain(
     """Tell which backend `attend` takes for these tensors, and the reason against every other.
 
     Example:
-        >>> x = torch.randn(1, 8, 16, 64)
+        >>> x = torch.randn(1, 8, 16, 64, dtype=torch.float64)
         >>> print(explain(x, x, x))
-        fused: softmax(QK)V written out in tiles in float32: measured faster up to 128 queries and keys
+        fused: softmax(QK)V written out in tiles in float64: measured faster up to 128 queries and keys
+          not native: it computes float32 and bfloat16, not float64
           not reference: it holds every weight at once; ask for it by name
     """
     drawn = dropout if isinstance(dropout, Dropout) else Dropout(dropout, 0)

@@ -354,4 +354,4 @@ def guard(problem: Problem, *others: Tensor) -> Problem:
 
 def all_finite(*tensors: Tensor) -> bool:
     """Tell whether all numbers are finite, by their sums: a sum of large ones may overflow, which only costs time."""
-    return math.isfinite(sum(float(tensor.sum()) for tensor in tensors))
+    return math.isfinite(sum(float(tensor.detach().sum()) for tensor in tensors))

@@ -14,7 +14,7 @@ from torch import Tensor
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.errors import BackendError
-from headwise.kernels import fused, reference
+from headwise.kernels import fused, native, reference
 from headwise.kernels.fused import Gradients
 
 __all__ = ["BACKENDS", "KERNELS", "Backend", "Kernel", "choose", "named"]
@@ -44,7 +44,7 @@ class Kernel(Backend, Protocol):
         """Compute gradients by the names of the problem's fields."""
 
 
-KERNELS: dict[str, Kernel] = {"fused": fused}
+KERNELS: dict[str, Kernel] = {"native": native, "fused": fused}
 """Backends of the operation, the preferred first."""
 BACKENDS: dict[str, Backend] = {**KERNELS, "reference": reference}
 """All backends by name."""

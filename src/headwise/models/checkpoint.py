@@ -65,9 +65,12 @@ def load(folder: str | Path) -> Encoder | Classifier:
     folder = Path(folder)
     described = read_config(folder)
     config_class, model_class = _kind(described, folder / CONFIG)
+    given = described.get("settings")
+    if not isinstance(given, dict):
+        raise InputError(f"`{folder / CONFIG}` must hold a table `settings`; got {given!r}. Copy it again.")
     try:
         with torch.random.fork_rng(devices=[]):
-            model: Encoder | Classifier = model_class(settings.read(config_class, described.get("settings", {})))
+            model: Encoder | Classifier = model_class(settings.read(config_class, given))
     except ConfigError as error:
         raise InputError(f"`{folder / CONFIG}` must hold settings that a model can have; got\n{error}") from error
     tensors = read_tensors(folder / WEIGHTS)
@@ -155,7 +158,7 @@ def _kind(described: Mapping[str, Any], path: Path) -> tuple[type[Any], type[Any
         raise InputError(f"`{path}` must be of a headwise model; got {told}. Read it with load_encoder.")
     if version != FORMAT or isinstance(version, bool):
         raise InputError(f"`{path}` must be of format {FORMAT}; got {version!r}. Update headwise, or copy it again.")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InputError(f"`{path}` must be of a kind in {_known()}; got {kind!r}. Update headwise.")
     return _KINDS[kind]
 

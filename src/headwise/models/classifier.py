@@ -83,6 +83,8 @@ class Encoder(nn.Module):
     def embed(self, tokens_BT: Tensor, types_BT: Tensor | None = None) -> Tensor:
         """Give what goes into the first layer: vectors of tokens, positions and types, normalised where asked."""
         x_BTM: Tensor = self.tokens(tokens_BT)
+        if self.training and self.config.word_dropout > 0:
+            x_BTM = x_BTM * (torch.rand(tokens_BT.shape, device=x_BTM.device) >= self.config.word_dropout)[..., None]
         if self.positions is not None:
             x_BTM = self.positions(x_BTM)
         if self.types is not None:

@@ -64,6 +64,8 @@ class EncoderConfig:
     """Whether the sum of the embeddings is normalised, as in BERT."""
     dropout: float = 0.1
     """Rate at which values of the embeddings, and of what each part adds, are dropped in training."""
+    word_dropout: float = 0.0
+    """Rate at which whole token vectors are dropped in training, so that no single word decides."""
     attention_dropout: float = 0.0
     """Rate at which attention weights are dropped in training."""
     feed_forward_dropout: float = 0.0
@@ -101,7 +103,7 @@ class EncoderConfig:
             yield f"`embedding_width` must be at least 1; got {self.embedding_width}. Leave it out for d_model."
         if not self.norm_eps > 0 or math.isinf(self.norm_eps):
             yield f"`norm_eps` must be above 0; got {self.norm_eps}. 1e-5 is usual."
-        for name in ("dropout", "attention_dropout", "feed_forward_dropout", "head_dropout"):
+        for name in ("dropout", "word_dropout", "attention_dropout", "feed_forward_dropout", "head_dropout"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 yield f"`{name}` must be at least 0 and below 1; got {rate}. 0.1 is usual."
         if self.positions == "sinusoidal" and self.d_model % 2:

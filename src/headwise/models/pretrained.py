@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,22 +46,30 @@ def load_encoder(
     Raises:
         InputError: when there is nothing there, or it is of an architecture that is not known.
     """
-    given = {"dropout": dropout, "attention_dropout": attention_dropout, "head_dropout": head_dropout}
-    return _read(source, {name: rate for name, rate in given.items() if rate is not None})[0]
+    return _read(source, _rates(dropout, attention_dropout, head_dropout))[0]
 
 
-def load_classifier(source: str | Path, config: ClassifierConfig, *, head_dropout: float = 0.0) -> Classifier:
+def load_classifier(
+    source: str | Path,
+    config: ClassifierConfig,
+    *,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    head_dropout: float = 0.0,
+) -> Classifier:
     """Put a new classifier on a pretrained encoder, with BERT's pooler where `config.pooling` asks for it.
 
     Args:
         source: as for `load_encoder`.
-        config: classes, pooling and dropout; its encoder is not looked at.
-        head_dropout: rate at which whole heads are dropped in training.
+        config: classes, pooling and dropout of the pooled state; its encoder is not looked at.
+        dropout: rate in training inside the encoder, as for `load_encoder`.
+        attention_dropout: the same for attention weights.
+        head_dropout: the same for whole heads.
 
     Raises:
         InputError: as for `load_encoder`; also when a pooler is asked for and there is none.
     """
-    encoder, pooler = _read(source, {"head_dropout": head_dropout})
+    encoder, pooler = _read(source, _rates(dropout, attention_dropout, head_dropout))
     classifier = Classifier(config, encoder)
     if classifier.pooling.dense is not None:
         if not pooler:
@@ -115,12 +123,17 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def _rates(dropout: float | None, attention_dropout: float | None, head_dropout: float) -> dict[str, float]:
+    given = {"dropout": dropout, "attention_dropout": attention_dropout, "head_dropout": head_dropout}
+    return {name: rate for name, rate in given.items() if rate is not None}
+
+
 def _read(source: str | Path, changes: Mapping[str, Any]) -> tuple[Encoder, dict[str, Tensor]]:
     """Read the encoder, with these settings changed, and the tensors of the pooler where there is one."""
     folder = locate(source)
     table = read_config(folder)
     family = _family(table, folder / CONFIG)
-    first = family.first_position(table)
+    first = _first_position(table, family, folder / CONFIG)
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder(replace(_encoder_config(table, family, folder / CONFIG), **changes))
     tensors = _renamed(_all_tensors(folder), family)
@@ -146,8 +159,8 @@ class _Family(NamedTuple):
     """What stands before the number of a layer."""
     parts: Mapping[str, str]
     """Our names inside a layer by its."""
-    first_position: Callable[[Mapping[str, Any]], int] = lambda table: 0
-    """Row of the first token in the table of positions."""
+    after_padding: bool = False
+    """Whether the first token's row in the table of positions is the one after the padding's id."""
 
 
 _BERT_SETTINGS = {
@@ -202,7 +215,7 @@ _DISTILBERT_PARTS = {
     "output_layer_norm": "feed_forward_norm",
 }
 _BERT = _Family("bert", _BERT_SETTINGS, _EMBEDDINGS, "encoder.layer", _BERT_PARTS)
-_ROBERTA = _BERT._replace(prefix="roberta", first_position=lambda table: int(table.get("pad_token_id", 1)) + 1)
+_ROBERTA = _BERT._replace(prefix="roberta", after_padding=True)
 _DISTILBERT = _Family("distilbert", _DISTILBERT_SETTINGS, _EMBEDDINGS, "transformer.layer", _DISTILBERT_PARTS)
 _FAMILIES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA}
 
@@ -210,7 +223,7 @@ _FAMILIES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _ROBERTA, "xlm
 def _family(table: Mapping[str, Any], path: Path) -> _Family:
     """Find the family of a checkpoint, or refuse what would not be computed as it was trained."""
     known, found = ", ".join(_FAMILIES), table.get("model_type")
-    if found not in _FAMILIES:
+    if not isinstance(found, str) or found not in _FAMILIES:
         raise InputError(f"`{path}` must be of an architecture in {known}; got {found!r}. Take another encoder.")
     refused = {"is_decoder": (None, False), "position_embedding_type": (None, "absolute")}
     for name, allowed in refused.items():
@@ -230,7 +243,19 @@ def _encoder_config(table: Mapping[str, Any], family: _Family, path: Path) -> En
         config = settings.read(EncoderConfig, given)
     except ConfigError as error:
         raise InputError(f"`{path}` must hold settings that our encoder can have; got\n{error}") from error
-    return replace(config, max_positions=config.max_positions - family.first_position(table))
+    return replace(config, max_positions=config.max_positions - _first_position(table, family, path))
+
+
+def _first_position(table: Mapping[str, Any], family: _Family, path: Path) -> int:
+    """Find the row of the first token in the table of positions."""
+    if not family.after_padding:
+        return 0
+    padding = table.get("pad_token_id", 1)
+    if not isinstance(padding, int) or padding < 0:
+        raise InputError(
+            f"`{path}` must tell `pad_token_id`, after which positions begin; got {padding!r}. 1 is usual."
+        )
+    return padding + 1
 
 
 def _all_tensors(folder: Path) -> dict[str, Tensor]:

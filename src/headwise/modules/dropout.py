@@ -20,7 +20,7 @@ _WORDS = 1 << 16
 class HiddenDropout(nn.Module):
     """Set values to 0 at random in training, and let the others grow so that the mean stays.
 
-    On the CPU a value is dropped by a 16-bit random word, four of which come from one draw: three to eight times as
+    On the CPU a value is dropped by a 16-bit random word, four of which come from one draw: more than twice as
     fast as `nn.Dropout`, which draws a float64 a value. The rate is rounded to a multiple of 1/65536; what is kept
     grows by the rounded rate, so that the mean is exact. Elsewhere, and compiled, it is `nn.functional.dropout`.
     All draws come from PyTorch's default generator.

@@ -130,8 +130,10 @@ def read_run(folder: Path) -> RunConfig:
     path = folder / "run.json"
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{folder} must be the folder of a trained run; got: {error}. Train one first.") from error
+    except ValueError as error:
+        raise InputError(f"{path} must hold the settings of a run; got: {error}. It is torn: train again.") from error
     if not isinstance(held, dict) or held.pop("format", None) != _FORMAT:
         raise InputError(f"{path} must have format {_FORMAT}; got another. Use the version of headwise that wrote it.")
     return settings.read(RunConfig, held)

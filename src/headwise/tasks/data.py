@@ -160,12 +160,16 @@ def split(table: Table, *, dev: float = 0.1, test: float = 0.0, seed: int = 0, b
         return replace(table, splits=splits)
     order = _drawn(table, rows, seed)
     place = np.zeros(len(rows), np.int8)
-    for stratum in _strata(table, rows, by):
+    strata = list(_strata(table, rows, by))
+    for stratum in strata:
         _cut(place, stratum, order, tuple(shares.values()))
     for number, name in enumerate(shares, 1):
         splits[name] = rows[place == number]
         if not len(splits[name]):
-            raise InputError(f"`{name}` must get a row; got a share of {shares[name]} of {len(rows)} rows. Raise it.")
+            told = f" with {len(strata)} different values of `{by}`. Check that column, or raise" if by else ". Raise"
+            raise InputError(
+                f"`{name}` must get a row; got a share of {shares[name]} of {len(rows)} rows{told} the share."
+            )
     if not (place == 0).any():
         told = f"{len(rows)} rows that all went to {' and '.join(shares)}, because equal texts stay together"
         raise InputError(f"`train` must get a row; got {told}. Check `--text-column`, or name a file for each split.")

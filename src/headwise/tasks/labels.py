@@ -91,7 +91,7 @@ class Labels:
             values = [known[text] for text in texts]
             if None in values:
                 raise InputError(self._unknown(table, at + values.index(None), texts[values.index(None)]))
-            target[at : at + len(values)] = values
+            target[at : at + len(values)] = np.array(values)
             at += len(values)
         return target
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
 
@@ -86,7 +86,8 @@ def opened(path: Path, moved: Callable[[int], object]) -> Iterator[Rows]:
     form = file_format(path)
     with decompressed(path) as (stream, raw):
         if form == "parquet":
-            yield _Parquet(path, stream if stream is raw else _unpacked(stream))
+            with nullcontext(raw) if stream is raw else _unpacked(stream) as whole:
+                yield _Parquet(path, whole)
             moved(path.stat().st_size)
             return
         lines = _lines(stream, raw, moved)
@@ -107,14 +108,13 @@ _Line = tuple[int, str, Broken | None]
 
 def _lines(stream: IO[bytes], raw: IO[bytes], moved: Callable[[int], object]) -> Iterator[_Line]:
     """Give number, text and fault of each line but the empty ones at the end of the file."""
-    number, empty = 0, 0
-    for line in _split(stream, raw, moved):
-        number += 1
+    empty: list[str] = []
+    for number, line in enumerate(_split(stream, raw, moved), 1):
         if not line or line == b"\r":
-            empty += 1
+            empty.append(line.decode())
             continue
-        yield from ((number - back, "", None) for back in range(empty, 0, -1))
-        empty = 0
+        yield from ((number - len(empty) + place, text, None) for place, text in enumerate(empty))
+        empty.clear()
         yield number, *_decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
 
 
@@ -304,11 +304,12 @@ class _Parquet:
             ) from error
 
 
-def _unpacked(stream: IO[bytes]) -> IO[bytes]:
+@contextmanager
+def _unpacked(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     """Unpack gzip into a temporary file, because Parquet is read from its end."""
-    unpacked = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115, closed with the last reference to it
-    shutil.copyfileobj(stream, unpacked)
-    return unpacked
+    with tempfile.TemporaryFile() as whole:
+        shutil.copyfileobj(stream, whole)
+        yield cast(IO[bytes], whole)
 
 
 def listed(values: Any) -> list[Any]:

@@ -52,9 +52,7 @@ class Job:
     extra_loss: Callable[[nn.Module], Tensor] | None = None
     """Gives a scalar that is added to the mean loss."""
     on_step: Callable[[int], None] | None = None
-    """Is called after every step with the number of steps done."""
-    on_start: Callable[[int], None] | None = None
-    """Is called once before the first step with the number of steps that the run had done before."""
+    """Is called with the number of steps done: before the first that is taken, and after each."""
     look: Callable[[nn.Module, Any], Mapping[str, float]] | None = None
     """Gives figures for the log, such as the entropy of the heads, from this process's last batch."""
     methods: tuple[str, ...] = ()
@@ -99,7 +97,7 @@ def train(
     states = States(out / "training")
     if states and not resume:
         raise InputError(
-            f"`out` must be a new folder; got {out}, which holds a run. Go on with --resume, or choose another folder."
+            f"`out` must be a new folder; got {out}, which holds a run. Resume it (`--resume`), or choose another."
         )
     if config.keep_best and config.keep_best not in job.metrics:
         raise ConfigError(
@@ -158,10 +156,10 @@ class _Run:
         folder = self.states.folder if self.runtime.first else None
         self.log = Log(folder, self.progress, tensorboard=self.config.tensorboard)
         self.bar = Bar(self.progress.step, self.steps, shown=self.runtime.first and not quiet)
-        if self.job.on_start is not None:
-            self.job.on_start(self.progress.step)
         try:
             self.model.train()
+            if self.job.on_step is not None:
+                self.job.on_step(self.progress.step)
             while True:
                 if self._validation_is_due():
                     self._validate()
@@ -244,7 +242,7 @@ class _Run:
         if stop:
             raise KeyboardInterrupt(
                 f"stopped after step {step} of {self.steps}; its state is in {self.states.folder}. "
-                "The same command with --resume goes on to the same result."
+                "Resume (the same command with `--resume`) to go on to the same result."
             )
 
     def _late(self) -> bool:

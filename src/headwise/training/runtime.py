@@ -8,6 +8,7 @@ whatever they count, and it saves pickles.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -109,6 +110,11 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.owner:
+            if kind is None:
+                self.wait()
+                # Gloo's threads let go of the last tensors a moment after they have told of them. A model in shards
+                # keeps these threads, and one that wants the interpreter while that ends takes the process down.
+                time.sleep(0.1)
             distributed.destroy_process_group()
 
 
