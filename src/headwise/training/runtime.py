@@ -199,7 +199,7 @@ def _usable(device: torch.device) -> torch.device:
     try:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        told = str(error).splitlines()[0]
+        told = str(error).splitlines()[0][:80]
         raise ConfigError(f"`device` must be there; got {str(device)!r} ({told}). Try auto, cpu or cuda.") from None
     return device
 
