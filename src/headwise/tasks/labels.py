@@ -57,7 +57,8 @@ class Labels:
             InputError: when there is one class only, or far too many.
         """
         seen: set[str] = set()
-        for texts in table.texts("label", table.rows(split)):
+        rows = table.rows(split)
+        for texts in table.texts("label", rows if len(rows) else None):
             seen.update(*(_parts(text, separator) for text in texts))
             if len(seen) > _MOST_CLASSES:
                 raise InputError(

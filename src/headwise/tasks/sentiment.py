@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from headwise.contracts.examples import Batch
+from headwise.errors import InputError
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import Table, open_table, split
 from headwise.tasks.files import cache_folder, key_of, progress, written
@@ -165,6 +166,9 @@ def prepare(
     by = "label" if settings.label_separator is None else None
     table = split(table, dev=settings.dev, test=settings.test, seed=settings.split_seed, by=by)
     labels = Labels.learn(table, separator=settings.label_separator)
+    if not len(table.rows("train")):
+        told = f"none of {len(table)}: equal texts stay together"
+        raise InputError(f"`train` must get a row; got {told}. Check `--text-column`, or name a file for each split.")
     if tokenizer is None:
         tokenizer = _learned(table, settings, cache or cache_folder())
     examples = encode(table, tokenizer, settings, labels=labels, cache=cache, quiet=quiet)
