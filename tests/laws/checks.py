@@ -92,18 +92,17 @@ def run(call: Call, backend: str, given: Mapping[str, Tensor] | None = None) -> 
 
 def observed(call: Call, backend: str) -> tuple[Tensor, Seen]:
     settings = settings_of(call) | {"statistics": Statistics(**call.asked)}
-    if backend == "native" and refuses(call, settings):
-        backend = "fused"  # a law holds, or the case is refused; then the next backend has it
-    return headwise.attend(*tensors_of(call), **settings, backend=backend)
+    return headwise.attend(*tensors_of(call), **settings, backend=taking(call, backend))
 
 
-def refuses(call: Call, settings: dict[str, Any]) -> bool:
-    """Tell whether the native kernel refuses a call, with one of the reasons that it may have."""
-    told = {name: value for name, value in settings.items() if name != "scale"}
-    reasons = dict(headwise.explain(*tensors_of(call), **told).refused)
-    reason = reasons.get("native")
-    assert reason is None or re.match("it (computes|has no|takes|adds)", reason), reason
-    return reason is not None
+def taking(call: Call, backend: str) -> str:
+    """Name the backend that takes a call: a law holds, or the case is refused; then the next backend has it."""
+    if backend != "native":
+        return backend
+    told = {name: value for name, value in settings_of(call).items() if name != "scale"}
+    reason = dict(headwise.explain(*tensors_of(call), **told).refused).get("native")
+    assert reason is None or re.match("it (computes|takes|adds)", reason), reason
+    return backend if reason is None else "fused"
 
 
 def largest(tensor: Tensor) -> float:

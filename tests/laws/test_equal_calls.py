@@ -13,7 +13,7 @@ import headwise
 from headwise import Mask
 from tests.laws import dense
 from tests.laws.cases import BACKENDS, TILINGS, arriving, calls, tiled
-from tests.laws.checks import Judge, assert_law_1, bias_of, largest, mask_of, run
+from tests.laws.checks import Judge, assert_law_1, bias_of, largest, mask_of, run, taking
 from tests.laws.dense import Buckets, Call, Causal, Dense, Lengths, Segments, Slopes, Window
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -186,7 +186,9 @@ def one_by_one(call: Call, backend: str, *, static: bool) -> Tensor:
         shown = slice(None) if static else slice(0, filled)
         tensors = call.query_BHQD[:, :, i : i + 1], call.key_BGKD[:, :, shown], call.value_BGKE[:, :, shown]
         mask = band & part if static or start_B is not None else band
-        steps.append(headwise.attend(*tensors, mask, bias=bias_of(call), scale=call.scale, backend=backend))
+        steps.append(
+            headwise.attend(*tensors, mask, bias=bias_of(call), scale=call.scale, backend=taking(call, backend))
+        )
     return torch.cat(steps, 2)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import headwise
 from headwise import Alibi, Dropout, HeadwiseError, Mask, RelativeBias, Scored, Seen, Statistics
-from headwise.kernels import measure
+from headwise.kernels import measure, native
 from tests.laws import dense
 from tests.laws.cases import BACKENDS, DTYPES, TILINGS, arriving, calls, tiled
-from tests.laws.checks import assert_law_1, mask_of, run, settings_of, tensors_of
+from tests.laws.checks import assert_law_1, mask_of, run, settings_of, taking, tensors_of
 from tests.laws.dense import Call
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -31,7 +31,7 @@ def blind_run(call: Call, backend: str, given: Tensor, asked: Statistics | None)
     """Compute output and gradients, with or without looking."""
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in call.leaves.items()}
     mine = call.with_leaves(**leaves)
-    output = headwise.attend(*tensors_of(mine), **settings_of(mine), statistics=asked, backend=backend)
+    output = headwise.attend(*tensors_of(mine), **settings_of(mine), statistics=asked, backend=taking(mine, backend))
     output = output if asked is None else output[0]
     return [output.detach(), *torch.autograd.grad(output, list(leaves.values()), given, materialize_grads=True)]
 
@@ -83,7 +83,8 @@ def test_a_rate_draws_one_seed_whether_or_not_anyone_looks(backend):
 
 @contextmanager
 def broken_statistics() -> Iterator[None]:
-    with patch.object(measure, "of_tile", side_effect=RuntimeError("broken on purpose")):
+    broken = {"side_effect": RuntimeError("broken on purpose")}
+    with patch.object(measure, "of_tile", **broken), patch.object(native.LIBRARY, "forward", **broken):
         yield
 
 

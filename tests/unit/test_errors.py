@@ -194,16 +194,20 @@ def test_what_is_refused_leaves_the_process_alive():
 
 
 def test_explain_names_a_backend_and_every_other():
-    found = explain(*tensors(), Mask.causal())
+    found = explain(*(tensor.double() for tensor in tensors()), Mask.causal())
     assert found.backend == "fused"
-    assert "softmax(QK)V written out in tiles in float32" in found.how
-    assert dict(found.refused) == {"reference": "it holds every weight at once; ask for it by name"}
-    assert str(found).splitlines()[0] == f"fused: {found.how}"
-    assert str(found).splitlines()[1] == "  not reference: it holds every weight at once; ask for it by name"
+    assert "softmax(QK)V written out in tiles in float64" in found.how
+    native = "it computes float32 and bfloat16, not float64"
+    assert dict(found.refused) == {"native": native, "reference": "it holds every weight at once; ask for it by name"}
+    lines = str(found).splitlines()
+    assert lines[:2] == [f"fused: {found.how}", f"  not native: {native}"]
+    assert lines[2] == "  not reference: it holds every weight at once; ask for it by name"
     named = explain(*tensors(), backend="reference")
     assert named.backend == "reference"
-    assert [name for name, _ in named.refused] == ["fused"]
-    long = torch.zeros(1, 1, 300, 8)
+    assert [name for name, _ in named.refused] == ["native", "fused"]
+    assert explain(*tensors()).backend == "native"
+    assert "the backward pass of fused" in explain(*tensors(), bias=torch.zeros(1, 1, 1, 1, requires_grad=True)).how
+    long = torch.zeros(1, 1, 300, 8, dtype=torch.float64)
     assert "fused operation" in explain(long, long, long).how
     assert "dropout" in explain(long, long, long, dropout=0.1).how
     state = torch.get_rng_state()

@@ -135,7 +135,7 @@ def test_a_loss_that_is_no_number_stops_the_run(bad, tmp_path):
 
     def poisoned(model, batch):
         scored = loss(model, batch)
-        return Scored(scored.sum * bad, scored.count) if len(steps) == 33 else scored
+        return Scored(scored.sum * bad, scored.count) if len(steps) == 34 else scored
 
     job = replace(toy_job(CPU), loss=poisoned, on_step=steps.append)
     with pytest.raises(HeadwiseError, match=r"at step 34\. Lower `learning_rate`.*the state of step 30 is whole"):
@@ -157,7 +157,7 @@ def test_hooks_are_called(tmp_path):
         look=lambda model, batch: {"entropy.0": 0.0 if model.training or torch.is_grad_enabled() else 1.5},
     )
     train(job, replace(TOY, steps=20), tmp_path, CPU, quiet=True)
-    assert steps == list(range(1, 21))
+    assert steps == list(range(21))
     assert [line["entropy.0"] for line in lines(tmp_path) if "loss" in line] == [1.5, 1.5]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
-from headwise.kernels import blocks, measure
+from headwise.kernels import blocks, fused, measure
 from headwise.kernels.fused import Gradients
 from headwise.kernels.native.binding import FIELDS, Library, load
 
@@ -34,13 +34,6 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
     width, value_width = query_BHQD.shape[3], value_BGKE.shape[3]
     if not (0 < width <= _MOST_WIDTH and 0 < value_width <= _MOST_WIDTH):
         return f"it takes widths of 1 to {_MOST_WIDTH}, not {width} and {value_width}"
-    return _refused_bias(problem)
-
-
-def _refused_bias(problem: Problem) -> str | None:
-    biases = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
-    if any(bias is not None and bias.requires_grad for bias in biases):
-        return "it has no gradient of a bias"
     bias_BHQK = problem.bias_BHQK
     if bias_BHQK is not None and bias_BHQK.dtype not in _DTYPES:
         return f"it adds a bias of float32 or bfloat16, not {str(bias_BHQK.dtype).removeprefix('torch.')}"
@@ -49,8 +42,11 @@ def _refused_bias(problem: Problem) -> str | None:
 
 def describe(problem: Problem) -> str:
     """Say how it computes a call."""
-    del problem
-    return f"the native kernel with {LIBRARY.isa}, one pass"
+    biases = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
+    learned = any(bias is not None and bias.requires_grad for bias in biases)
+    why = "for the gradient of the bias" if learned else f"should a float32 log-sum-exp exceed {_LARGEST_LSE:.0f}"
+    told = "" if problem.query_BHQD.dtype != torch.float32 and not learned else f"; the backward pass of fused {why}"
+    return f"one pass in the native kernel for {LIBRARY.isa}{told}"
 
 
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
@@ -76,10 +72,11 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 def backward(
     problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
 ) -> dict[str, Tensor]:
-    """Compute the gradients of query, key and value."""
-    assert not any(needs), "refused: it has no gradient of a bias"
+    """Compute the gradients; by the fused backend where a bias needs one, or where weights would lose digits."""
     if problem.empty:
         return blocks.gradient_room(problem, needs)
+    if any(needs) or _coarse(saved[1], problem.query_BHQD.dtype):
+        return fused.backward(problem, given, saved, needs)
     record, held = _record(problem)
     output_BHQE, lse_BHQ, entropy_BHQ = saved
     grad_BHQE = torch.zeros_like(output_BHQE) if given.output_BHQE is None else given.output_BHQE
@@ -97,6 +94,16 @@ def backward(
         _view(record, f"{name}_grad", found[field])
     LIBRARY.backward(record)
     return found
+
+
+_LARGEST_LSE = 32.0
+"""Beyond it the rounding of a float32 log-sum-exp shows in its row's weights; `fused` sums each row anew."""
+
+
+def _coarse(lse_BHQ: Tensor, dtype: torch.dtype) -> bool:
+    if dtype != torch.float32:
+        return False
+    return bool(lse_BHQ.nan_to_num(neginf=0.0).abs().amax() > _LARGEST_LSE)
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 // What the backward pass reads: every matrix in both orders, and what each query needs to find its weights again.
 #pragma once
 
+#include <cmath>
+
 #include "pack.hpp"
 #include "scores.hpp"
 
@@ -103,6 +105,15 @@ private:
             p.pull[i] += call.entropy_grad[at] * call.seen.entropy[at];
             p.entropy_pull[i] = call.entropy_grad[at] * static_cast<float>(LN_2);
         }
+        if (p.last[i] - p.first[i] == 1 && std::isfinite(p.pull[i])) alone(p, i, at);
+    }
+
+    // One visible key has weight 1 whatever its score: its slope is that of the log-sum-exp, to the last bit.
+    void alone(Packed& p, int64_t i, int64_t at) const {
+        float* column = p.grad_columns + i / PANEL * PANEL * value_words + i % PANEL;
+        for (int64_t w = 0; w < value_words; ++w) column[w * PANEL] = 0;
+        p.pull[i] = call.lse_grad ? -call.lse_grad[at] : 0;
+        p.entropy_pull[i] = 0;
     }
 };
 
