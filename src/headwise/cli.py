@@ -7,10 +7,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from headwise import recipes
 from headwise.contracts.files import write_whole
@@ -40,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to_terminal(quiet=chosen.quiet)
     try:
         chosen.run(chosen)
+        sys.stdout.flush()  # here, where it can still be told that nobody reads
     except (InputError, ConfigError, BackendError) as error:
         return _ended(error, _REFUSED, chosen.debug)
-    except (HeadwiseError, OSError, MemoryError) as error:
+    except (HeadwiseError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         return _ended(error, _FAILED, chosen.debug)
     except KeyboardInterrupt as error:
         return _ended(error, _STOPPED, chosen.debug)
@@ -56,8 +60,11 @@ def _ended(error: BaseException, code: int, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
     if debug and code != _STOPPED:
-        raise error
-    for line in (str(error) or type(error).__name__).splitlines():
+        traceback.print_exception(error)
+    told = str(error) or ("stopped." if code == _STOPPED else type(error).__name__)
+    if isinstance(error, OSError):
+        told = f"files must be there to read and write; got {error}. Check the path, and the room on the disk."
+    for line in told.splitlines():
         print(f"headwise: {line}", file=sys.stderr)
     return code
 
@@ -74,7 +81,8 @@ def _log_to_terminal(*, quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("headwise")
     logger.handlers = [handler]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"
+    logger.setLevel((logging.WARNING if quiet else logging.INFO) if first else logging.ERROR)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,10 +137,9 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument(
         "--size",
-        default="tiny",
         choices=("tiny", "small", "base"),
         metavar="SIZE",
-        help="of a new model: tiny, small, base",
+        help="of a new model: tiny (default), small, base",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
@@ -201,14 +208,15 @@ def _train(chosen: Any) -> None:
         given=_given(chosen),
         overrides=chosen.set,
     )
-    if chosen.out.exists() and not chosen.out.is_dir():
-        raise InputError(f"`--out` must be a folder; got the file {chosen.out}. Choose another.")
+    if not chosen.dry_run:
+        recipes.check_out(chosen.out, resume=chosen.resume)
     source = {"train": chosen.data, "dev": chosen.dev} if chosen.dev else chosen.data
     training = config.training
     with start(chosen.device, training.precision, threads=training.threads) as runtime:
         planned = recipes.plan(source, config, quiet=chosen.quiet or not runtime.first)
         if chosen.dry_run:
-            print("\n".join(recipes.describe(planned)))
+            if runtime.first:
+                print("\n".join(recipes.describe(planned)))
             return
         outcome = recipes.train(planned, chosen.out, runtime, resume=chosen.resume, quiet=chosen.quiet)
         if runtime.first:
@@ -254,23 +262,42 @@ def _evaluate(chosen: Any) -> None:
 
 
 def _predict(chosen: Any) -> None:
+    if chosen.data is not None and chosen.text:
+        raise InputError("texts must come from `--data` or from `--text`; got both. Leave one out.")
+    _check_target(chosen.output, "--output")
     run = _opened(chosen)
     with _started(chosen, run) as runtime:
-        if chosen.data is not None and not chosen.text:
-            answers = recipes.predict(run, chosen.data, runtime, split=chosen.split)
-            if runtime.first:
-                _write(chosen, (_line(answer, chosen.json) for answer in answers))
+        if chosen.data is not None:
+            answers: Iterable[Prediction] = recipes.predict(run, chosen.data, runtime, split=chosen.split)
+        else:
+            texts = iter([chosen.text]) if chosen.text else _lines_of_stdin()
+            answers = _answers(run, texts, runtime)
+        lines = (_line(answer, chosen.json) for answer in answers)
+        if chosen.output is None:
+            for line in lines:
+                if runtime.first:
+                    print(line, flush=True)
             return
-        texts = [chosen.text] if chosen.text else _chunks()
-        answered = (each for chunk in texts for each in recipes.predict_texts(run, chunk, runtime))
-        _write(chosen, (_line(answer, chosen.json) for answer in answered))
+        contents = "".join(f"{line}\n" for line in lines).encode()
+        if runtime.first:
+            write_whole(chosen.output, contents)
 
 
-def _chunks() -> Iterator[list[str]]:
-    """Read lines of standard input; from a terminal, one at a time."""
-    size, chunk = 1 if _from_terminal() else _CHUNK, []
-    for line in sys.stdin:
-        chunk.append(line.rstrip("\n"))
+def _answers(run: recipes.Run, texts: Iterator[list[str]], runtime: Runtime) -> Iterator[Prediction]:
+    """Answer chunk by chunk; what the first process reads is for all, since they share one standard input."""
+    while chunk := runtime.from_first(next(texts, []) if runtime.first else []):
+        yield from recipes.predict_texts(run, chunk, runtime)
+
+
+def _lines_of_stdin() -> Iterator[list[str]]:
+    """Read lines of standard input, some at a time; from a terminal, one."""
+    size, number, chunk = 1 if sys.stdin.isatty() else _CHUNK, 0, []
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            chunk.append(line.decode().rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            fact = f"byte 0x{line[error.start]:02x} in line {number}"
+            raise InputError(f"standard input must be text in UTF-8; got {fact}. Convert it.") from None
         if len(chunk) == size:
             yield chunk
             chunk = []
@@ -278,8 +305,11 @@ def _chunks() -> Iterator[list[str]]:
         yield chunk
 
 
-def _from_terminal() -> bool:
-    return sys.stdin.isatty()
+def _check_target(path: Path | None, flag: str) -> None:
+    """Refuse a file that cannot be written, before anybody waits for what it is to hold."""
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        told = "is a folder" if path.is_dir() else f"needs the folder {path.parent} to be there and writable"
+        raise InputError(f"`{flag}` must be a file to write; got {path}, which {told}. Choose another.")
 
 
 def _line(answer: Prediction, as_json: bool) -> str:
@@ -288,21 +318,13 @@ def _line(answer: Prediction, as_json: bool) -> str:
     return "\t".join([answer.label, *(f"{name}={share:.4f}" for name, share in answer.probabilities.items())])
 
 
-def _write(chosen: Any, lines: Iterator[str]) -> None:
-    if chosen.output is None:
-        for line in lines:
-            print(line, flush=True)
-    else:
-        write_whole(chosen.output, "".join(f"{line}\n" for line in lines).encode())
-
-
 def _observe(chosen: Any) -> None:
-    run = _opened(chosen)
+    run, page = _opened(chosen), chosen.page or chosen.folder / "heads.html"
+    _check_target(page, "--page")
     with _started(chosen, run) as runtime:
         table = recipes.look(run, chosen.data, runtime, split=chosen.split)
     if not runtime.first:
         return
-    page = chosen.page or chosen.folder / "heads.html"
     write_page(table, page, about=f"{chosen.folder} on {chosen.data}")
     print(table.to_json() if chosen.json else table)
     print(f"the page is {page}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """A tiny table, a trained run on it, and a cache of their own."""
 
+import logging
+
 import pytest
 import torch
 
@@ -38,11 +40,15 @@ def _cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
+def _as_before():
+    """Put back what a command sets for its process."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("headwise")
+    handlers, level = logger.handlers, logger.level
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Every command and flag, by its door: `headwise.cli.main`."""
 
 import gzip
+import io
 import json
 import os
 import signal
@@ -132,8 +133,7 @@ def test_predict_answers_in_the_input_order(run, tmp_path, capsys):
 def test_predict_answers_texts_and_lines(run, capsys, monkeypatch):
     lines = said(capsys, "predict", run, "--text", "a fine, warm thing", "--text", "dull and cold", "--quiet")
     assert [line.split("\t")[0] for line in lines] == ["good", "bad"]
-    monkeypatch.setattr("sys.stdin", iter(["dull and cold\n", "\n", "lovely bright thing\n"]))
-    monkeypatch.setattr("headwise.cli._from_terminal", lambda: False)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"dull and cold\n\nlovely bright thing\r\n")))
     lines = said(capsys, "predict", run, "--json", "--quiet")
     answers = [json.loads(line) for line in lines]
     assert [answer["label"] for answer in answers[::2]] == ["bad", "good"]

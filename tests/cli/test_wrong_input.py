@@ -70,7 +70,6 @@ def test_labels_that_training_has_not_seen_are_refused(run, tmp_path, capsys):
         (("--set", "training.setps=5"), "did you mean `training.steps`"),
         (("--set", "training"), "section.name=value"),
         (("--init", "pretrained"), "pretrained:minilm"),
-        (("--init", "pretrained:/none/such"), "/none/such"),
         (("--vectors", "none.txt"), "none.txt"),
         (("--config", "none.toml"), "none.toml"),
         (("--dev", "none.tsv"), "none.tsv"),
@@ -127,13 +126,16 @@ def test_out_must_be_a_folder(table, tmp_path, capsys):
 
 
 def test_what_cannot_be_written_is_told(run, table, tmp_path, capsys):
-    told = refused(capsys, 1, "predict", run, "--data", table, "--output", tmp_path / "none" / "answers.tsv")
+    told = refused(capsys, 2, "predict", run, "--data", table, "--output", tmp_path / "none" / "answers.tsv")
     assert "answers.tsv" in told
+    assert "is a folder" in refused(capsys, 2, "observe", run, "--data", table, "--page", tmp_path)
 
 
-def test_debug_shows_where(tmp_path):
-    with pytest.raises(Exception, match=r"run\.json"):
-        main(["predict", str(tmp_path), "--text", "x", "--debug"])
+def test_debug_shows_where(tmp_path, capsys):
+    assert main(["predict", str(tmp_path), "--text", "x", "--debug"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert told.splitlines()[-1].startswith("headwise: ")
 
 
 @pytest.mark.parametrize("flags", [("--threads", "-1"), ("--threads", "many"), ("--size", "huge"), ("--nonsense",)])

@@ -18,6 +18,8 @@ from headwise.training import TrainingConfig
 __all__ = ["PRETRAINED", "RunConfig", "read_run", "resolve", "written_run"]
 
 PRETRAINED = "pretrained:"
+_FREE = ("head_dropout",)
+"""Settings of a pretrained encoder that may be changed."""
 _FORMAT = 1
 
 _FROM_NOTHING = {"training": {"passes": 12, "learning_rate": 1e-3, "batch_tokens": 2048, "label_smoothing": 0.1}}
@@ -65,7 +67,7 @@ class RunConfig:
 def resolve(
     task: str,
     *,
-    size: str = "tiny",
+    size: str | None = None,
     init: str | None = None,
     file: Path | None = None,
     given: Mapping[str, Any] | None = None,
@@ -75,7 +77,7 @@ def resolve(
 
     Args:
         task: what the model is for.
-        size: tiny, small or base: how large a model is that begins from nothing.
+        size: tiny, small or base: how large a model is that begins from nothing; tiny where left out.
         init: what it begins from, as in `RunConfig`.
         file: a TOML file with any of the settings.
         given: the same as nested tables.
@@ -94,15 +96,35 @@ def resolve(
     merged = _merged(tables)
     for each in overrides:
         merged = settings.override(merged, each)
-    pretrained = str(merged.get("init", "random")).startswith(PRETRAINED)
-    defaults = _FROM_PRETRAINED if pretrained else {**_FROM_NOTHING, "model": {"encoder": preset(size)}}
+    if str(merged.get("init", "random")).startswith(PRETRAINED):
+        config = settings.read(RunConfig, _merged([_FROM_PRETRAINED, merged]))
+        _refuse_fixed(merged, size)
+        return config
+    defaults = {**_FROM_NOTHING, "model": {"encoder": preset(size or "tiny")}}
     return settings.read(RunConfig, _merged([defaults, merged]))
+
+
+def _refuse_fixed(given: Mapping[str, Any], size: str | None) -> None:
+    """Refuse to change what a pretrained encoder decides."""
+    encoder = given.get("model", {}).get("encoder", {})
+    fixed = ["size"] if size is not None else []
+    fixed += ["data.tokenizer"] if given.get("data", {}).get("tokenizer") else []
+    fixed += [f"model.encoder.{name}" for name in encoder if name not in _FREE]
+    if fixed:
+        raise ConfigError(
+            f"a pretrained encoder must keep its own tokenizer and sizes; got `{'`, `'.join(fixed)}`. "
+            "Leave that out, or begin from random."
+        )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(
+            f"`{path}` must be a TOML file of settings; got: {error.strerror}. Check the path."
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"`{path}` must be a TOML file of settings; got: {error}. See examples/.") from error
 
 
@@ -131,7 +153,8 @@ def read_run(folder: Path) -> RunConfig:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{folder} must be the folder of a trained run; got: {error}. Train one first.") from error
+        told = f"no run.json that can be read in it ({error.strerror})"
+        raise InputError(f"{folder} must be the folder of a trained run; got {told}. Train one first.") from error
     except ValueError as error:
         raise InputError(f"{path} must hold the settings of a run; got: {error}. It is torn: train again.") from error
     if not isinstance(held, dict) or held.pop("format", None) != _FORMAT:

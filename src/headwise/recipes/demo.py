@@ -11,7 +11,7 @@ from headwise.data import reviews
 from headwise.heads import write_page
 from headwise.recipes.config import RunConfig, resolve
 from headwise.recipes.evaluate import evaluate, look, predict_texts
-from headwise.recipes.run import open_run
+from headwise.recipes.run import open_run, was_begun
 from headwise.recipes.train import plan, train
 from headwise.training import Runtime
 
@@ -33,7 +33,7 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
     for language, config in _configs().items():
         began, folder, source = time.monotonic(), out / language, reviews(language)
         yield f"{language}: training from {config.init} on {source.name} ..."
-        train(plan(source, config, quiet=quiet), folder, runtime, resume=True, quiet=quiet)
+        train(plan(source, config, quiet=quiet), folder, runtime, resume=was_begun(folder), quiet=quiet)
         run = open_run(folder)
         accuracy = evaluate(run, source, runtime)["accuracy"]
         page = folder / "heads.html"

@@ -7,10 +7,12 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from headwise.errors import InputError
 from headwise.heads import HeadTable, observe
 from headwise.recipes.batches import all_logits, in_batches
 from headwise.recipes.run import Run
@@ -66,16 +68,22 @@ def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = N
 
 
 def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Prediction]:
-    """Answer for texts given one by one."""
+    """Answer for texts at hand, in their order; processes share the work, so each must be given the same texts.
+
+    Raises:
+        InputError: for a text that is not Unicode, such as bytes of another encoding on the command line.
+    """
+    if not texts:
+        return []
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"texts must be in UTF-8; got {text[:40]!r}. Convert them.")
     settings = run.config.data
-    encoded = run.tokenizer.encode(texts, max_tokens=settings.max_tokens, ends=settings.ends)
-    model = run.model.to(runtime.device).eval()
-    answers = []
-    for ids in encoded.ids:
-        tokens_BT = torch.tensor([ids], device=runtime.device)
-        with torch.inference_mode(), runtime.autocast():
-            answers += run.labels.predictions(model(tokens_BT, torch.tensor([len(ids)], device=runtime.device)))
-    return answers
+    ids_N = run.tokenizer.encode(texts, max_tokens=settings.max_tokens, ends=settings.ends).ids
+    length_N = np.array([len(ids) for ids in ids_N], np.int32)
+    tokens_N = np.concatenate([np.array(ids, np.int32) for ids in ids_N])
+    examples = TextExamples(tokens_N, np.cumsum(length_N, dtype=np.int64) - length_N, length_N)
+    return run.labels.predictions(all_logits(run.model.to(runtime.device), examples, runtime))
 
 
 def look(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> HeadTable:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.models import Classifier, load, save
 from headwise.recipes.config import RunConfig, read_run, written_run
 from headwise.tasks.labels import Labels
+from headwise.tasks.sentiment import SentimentSettings
 from headwise.tasks.tokenizer import Tokenizer
 
-__all__ = ["Run", "open_run", "save_run", "with_data"]
+__all__ = ["Run", "check_out", "open_run", "save_run", "was_begun", "with_data"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Run:
     @property
     def labels(self) -> Labels:
         """Give the classes."""
-        return Labels(self.config.model.classes, self.config.data.label_separator)
+        return Labels(self.model.config.classes, self.config.data.label_separator)
 
 
 def open_run(folder: Path) -> Run:
@@ -52,7 +55,31 @@ def open_run(folder: Path) -> Run:
 
 def with_data(run: Run, changes: Mapping[str, Any]) -> Run:
     """Read data otherwise than in training: other columns, another way with broken rows."""
-    return replace(run, config=replace(run.config, data=replace(run.config.data, **changes)))
+    data = settings.read(SentimentSettings, {**asdict(run.config.data), **changes})
+    return replace(run, config=replace(run.config, data=data))
+
+
+def was_begun(folder: Path) -> bool:
+    """Tell whether a training run has written anything into a folder."""
+    return (folder / "training").is_dir()
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that a run cannot be written to, before anybody waits for the data.
+
+    Raises:
+        InputError: when it cannot be written, holds a run that is not to be resumed, or none where one is.
+    """
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        told = "is not a folder" if not nearest.is_dir() else "may not be written"
+        raise InputError(f"`--out` must be a folder to write to; got {out}, where {nearest} {told}. Choose another.")
+    if resume and not was_begun(out):
+        raise InputError(f"`--resume` must go on with a run; got {out}, which holds none. Leave --resume out.")
+    if not resume and (out / "model.safetensors").exists():
+        raise InputError(
+            f"`--out` must be a new folder; got {out}, which holds a run. Go on with --resume, or choose another."
+        )
 
 
 def save_run(run: Run, folder: Path, figures: Mapping[str, float]) -> None:

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headwise.contracts import Batch, Scored, Statistics
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, InputError
 from headwise.heads import observe
-from headwise.models import Classifier, load_classifier, locate
+from headwise.models import Classifier, load_classifier, load_encoder, locate
 from headwise.recipes.config import RunConfig
 from headwise.recipes.evaluate import figures_of
-from headwise.recipes.run import Run, save_run
+from headwise.recipes.run import Run, check_out, save_run
 from headwise.tasks.sentiment import Prepared, prepare
 from headwise.tasks.sources import Source
 from headwise.tasks.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ __all__ = ["Plan", "plan", "train"]
 
 _log = logging.getLogger("headwise")
 
-_METRICS = {
+_METRICS: dict[bool, dict[str, Literal["higher", "lower"]]] = {
     False: {"accuracy": "higher", "macro_f1": "higher", "loss": "lower"},
     True: {"micro_f1": "higher", "macro_f1": "higher", "accuracy": "higher", "loss": "lower"},
 }
@@ -63,6 +63,8 @@ def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
         ConfigError: for a model that cannot be.
     """
     pretrained = config.pretrained
+    if pretrained:
+        config = _fitting(config, pretrained)
     tokenizer = Tokenizer.pretrained(str(locate(pretrained))) if pretrained else None
     torch.manual_seed(config.training.seed)
     prepared = prepare(source, config.data, tokenizer=tokenizer, quiet=quiet)
@@ -75,6 +77,15 @@ def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
         model = _from_nothing(config, model_config, prepared, quiet=quiet)
     _tell(prepared, model)
     return Plan(replace(config, model=model.config), prepared, model)
+
+
+def _fitting(config: RunConfig, pretrained: str) -> RunConfig:
+    """Keep texts within the positions that a pretrained encoder has learned."""
+    asked, most = config.data.max_tokens, load_encoder(pretrained).config.max_positions
+    if asked <= most:
+        return config
+    _log.warning("data.max_tokens is %d, as many as %s has positions, and not %d", most, pretrained, asked)
+    return replace(config, data=replace(config.data, max_tokens=most))
 
 
 def _from_nothing(config: RunConfig, model_config: Any, prepared: Prepared, *, quiet: bool) -> Classifier:
@@ -102,10 +113,10 @@ def _vectors(config: RunConfig, prepared: Prepared, *, quiet: bool) -> Vectors |
 
 def _tell(prepared: Prepared, model: nn.Module) -> None:
     counts = ", ".join(f"{len(held)} {name}" for name, held in prepared.examples.items())
+    names = prepared.labels.names
+    told = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     parameters = sum(each.numel() for each in model.parameters())
-    _log.info(
-        "%s rows; classes %s; %.1f million parameters", counts, ", ".join(prepared.labels.names), parameters / 1e6
-    )
+    _log.info("%s rows; classes %s; %s parameters", counts, told, f"{parameters:,}")
     if cut := prepared.examples["train"].cut:
         _log.warning("%d texts were longer than data.max_tokens and lost their end", cut)
 
@@ -123,6 +134,11 @@ def train(planned: Plan, out: Path, runtime: Runtime, *, resume: bool = False, q
     Raises:
         InputError, ConfigError, HeadwiseError, KeyboardInterrupt: as `headwise.training.train`.
     """
+    check_out(out, resume=resume)
+    try:
+        (out / "training").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`--out` must be a folder to write to; got {out}: {error}. Choose another.") from error
     config, prepared, model = planned.config, planned.prepared, planned.model
     run = Run(config, model, prepared.tokenizer)
     freeze = _Freeze(model.encoder.tokens.table.weight)
@@ -133,7 +149,7 @@ def train(planned: Plan, out: Path, runtime: Runtime, *, resume: bool = False, q
         loss=partial(_loss, smoothing=config.training.label_smoothing),
         validate=lambda held: figures_of(held, prepared.examples["dev"], runtime),
         save=lambda _, folder, figures: save_run(run, folder, figures),
-        metrics=_METRICS[prepared.labels.several],  # type: ignore[arg-type]
+        metrics=_METRICS[prepared.labels.several],
         on_step=lambda step: freeze.set(step < steps_frozen),
         look=_look,
     )

@@ -129,8 +129,9 @@ def open_table(
     if table.skipped.count:
         more = f"\nand {table.skipped.count - LISTED} more" if table.skipped.count > LISTED else ""
         _log.warning("skipped %d rows:\n%s%s", table.skipped.count, "\n".join(table.skipped.listed), more)
-    if not len(table):
-        raise InputError(f"{parts[0].name} must have at least one good row; got none. Check the file.")
+    bare = [part.name for part in parts if part.split != ALL and part.split not in table.splits]
+    if bare or not len(table):
+        raise InputError(f"{[*bare, parts[0].name][0]} must have at least one good row; got none. Check the file.")
     return table
 
 

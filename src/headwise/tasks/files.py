@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from headwise.contracts.files import replacing
 from headwise.errors import InputError
 from headwise.tasks.extras import need
 
@@ -43,24 +43,15 @@ def written(path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: when the disk is full or the folder may not be written.
     """
-    beside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        beside = Path(name)
-        with os.fdopen(handle, "w+b") as file:
+        with replacing(path) as beside, beside.open("w+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
     except OSError as error:
         told = error.strerror or error
         raise InputError(
             f"`{path}` must be writable; got {told}. Free some space, or name another folder in HEADWISE_CACHE."
         ) from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 
 from headwise.errors import InputError
 from headwise.tasks.data import Table
+from headwise.tasks.sources import ALL
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -56,7 +57,8 @@ class Labels:
             InputError: when there is one class only, or far too many.
         """
         seen: set[str] = set()
-        for texts in table.texts("label", table.rows(split)):
+        rows = table.rows(split)
+        for texts in table.texts("label", rows if len(rows) else None):
             seen.update(*(_parts(text, separator) for text in texts))
             if len(seen) > _MOST_CLASSES:
                 raise InputError(
@@ -114,10 +116,11 @@ class Labels:
         return Prediction(self.separator.join(name for name, share in by_name.items() if share >= 0.5), by_name)
 
     def _unknown(self, table: Table, row: int, text: str) -> str:
-        split = next((name for name, rows in table.splits.items() if row in rows), "the data")
+        split = next((name for name, rows in table.splits.items() if row in rows and name != ALL), None)
         known = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
+        place = "" if split is None else f" in `{split}`"
         return (
-            f"{table.where(row)} must have a label that was seen in training ({known}); got {text!r} in `{split}`. "
+            f"{table.where(row)} must have a label that was seen in training ({known}); got {text!r}{place}. "
             "Correct the row, or train on such rows too."
         )
 

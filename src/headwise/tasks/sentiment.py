@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from headwise.contracts.examples import Batch
+from headwise.errors import InputError
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import Table, open_table, split
 from headwise.tasks.files import cache_folder, key_of, progress, written
@@ -59,6 +60,8 @@ class SentimentSettings:
             yield f"`dev` and `test` must be shares that leave a rest; got {self.dev} and {self.test}. Try 0.1 and 0."
         if self.max_tokens < 3:
             yield f"`max_tokens` must be at least 3; got {self.max_tokens}. 256 is usual."
+        if self.text_column is not None and self.text_column == self.label_column:
+            yield f"`text_column` and `label_column` must differ; got {self.text_column!r} for both. Name two columns."
         if self.label_separator == "":
             yield "`label_separator` must be at least one character; got an empty text. A comma is usual."
 
@@ -163,6 +166,9 @@ def prepare(
     by = "label" if settings.label_separator is None else None
     table = split(table, dev=settings.dev, test=settings.test, seed=settings.split_seed, by=by)
     labels = Labels.learn(table, separator=settings.label_separator)
+    if not len(table.rows("train")):
+        told = f"none of {len(table)}: equal texts stay together"
+        raise InputError(f"`train` must get a row; got {told}. Check `--text-column`, or name a file for each split.")
     if tokenizer is None:
         tokenizer = _learned(table, settings, cache or cache_folder())
     examples = encode(table, tokenizer, settings, labels=labels, cache=cache, quiet=quiet)

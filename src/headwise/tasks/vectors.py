@@ -84,7 +84,8 @@ def read_vectors(
     packaged = source == "glove"
     path = _glove_folder() / "glove_6B_50d_emb.npy" if packaged else Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"the vectors must be a file, or `glove`; got `{source}`, which is not there. Check the path.")
+        told = "no file" if path.exists() else "not there"
+        raise InputError(f"the vectors must be a file, or `glove`; got `{source}`, which is {told}. Check the path.")
     kept = (cache or cache_folder()) / "vectors" / f"{key_of(_VERSION, identity(path), list(vocabulary))}.npy"
     if not kept.exists():
         names = [[] if id_ in _SPECIAL else _names(token) for id_, token in enumerate(vocabulary)]

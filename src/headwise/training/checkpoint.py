@@ -92,11 +92,12 @@ class State:
         Raises:
             InputError: when the state is that of another model.
         """
-        held = {f"model/{name}" for name in _named(model)}
-        stored = {name for name in self.tensors if name.startswith("model/")}
+        held = {(f"model/{name}", tuple(tensor.shape)) for name, tensor in _named(model).items()}
+        stored = {(name, tuple(each.shape)) for name, each in self.tensors.items() if name.startswith("model/")}
         if held != stored:
+            told = ", ".join(f"{name} {shape}" for name, shape in sorted(held ^ stored)[:3])
             raise InputError(
-                f"a state must have the model's parameters; got {sorted(held ^ stored)[:3]} on one side only. "
+                f"a state must have the model's parameters; got {told} on one side only. "
                 "Resume with the settings of the run, or choose another folder."
             )
         fill(model, {name: self.tensors[f"model/{name}"] for name in _named(model)})

@@ -36,5 +36,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and not self._patient:
-            raise KeyboardInterrupt("stopped at once; the last saved state is whole.")
+            raise KeyboardInterrupt(
+                "stopped at once; the last saved state is whole: the same command with --resume goes on from it."
+            )
         self.asked = True

@@ -138,6 +138,8 @@ def start(device: str = "auto", precision: Literal["auto", "float32", "bf16"] = 
     rank, processes = _launched()
     place = _device(device)
     dtype, reason = _precision(place, precision)
+    if threads < 0:
+        raise ConfigError(f"`threads` must be at least 0; got {threads}. 0 leaves them as they are.")
     if threads:
         torch.set_num_threads(threads)
     owner = processes > 1 and not distributed.is_initialized()
@@ -185,11 +187,21 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"`device` must be one that PyTorch knows; got {name!r}. Try auto, cpu or cuda.") from None
     if device.type != "cuda":
-        return device
+        return _usable(device)
     index, held = local if device.index is None else device.index, torch.cuda.device_count()
     if index >= held:
         raise ConfigError(f"`device` must be there; got cuda:{index} of {held}. Start fewer processes, or use cpu.")
     return torch.device("cuda", index)
+
+
+def _usable(device: torch.device) -> torch.device:
+    """Give a device back if it can hold numbers."""
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        told = str(error).splitlines()[0][:80]
+        raise ConfigError(f"`device` must be there; got {str(device)!r} ({told}). Try auto, cpu or cuda.") from None
+    return device
 
 
 def _precision(device: torch.device, asked: str) -> tuple[torch.dtype, str]:
