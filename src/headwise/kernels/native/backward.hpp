@@ -26,7 +26,7 @@ public:
           value_words(packer.value_words), room(packer.room), value_room(packer.value_room),
           share(call.heads / call.groups),
           chunk(larger<int64_t>(1, smaller<int64_t>(share, CHUNK_COLUMNS / call.queries))),
-          most_columns(up(chunk * call.queries, PANEL)), factor(static_cast<float>(call.scale) * LOG2_E),
+          most_columns(up(chunk * call.queries, PANEL)), factor(static_cast<float>(call.scale / LN_2)),
           adding(adds(call, plan)) {
         const int64_t blocks = (call.keys + MOST_BLOCK_KEYS - 1) / MOST_BLOCK_KEYS;
         block_keys = up((call.keys + blocks - 1) / blocks, TILE_ROWS);

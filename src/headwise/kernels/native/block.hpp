@@ -40,7 +40,7 @@ public:
     Attention(const Call& call, const Plan& plan)
         : call(call), plan(plan), half(call.half), words(up(call.width, M::step) / M::step),
           room(up(call.value_width, W)), share(call.heads / call.groups), counter(call),
-          direct(share * call.queries <= TILE_ROWS), factor(std::fabs(static_cast<float>(call.scale)) * LOG2_E),
+          direct(share * call.queries <= TILE_ROWS), factor(static_cast<float>(std::fabs(call.scale) / LN_2)),
           adding(adds(call, plan) || call.scale == 0) {}
 
     const Call& call;

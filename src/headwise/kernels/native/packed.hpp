@@ -95,7 +95,7 @@ private:
         p.last[i] = plan.first ? plan.last[p.batch * call.queries + query] : static_cast<int32_t>(call.keys);
         if (!valid) p.last[i] = 0;
         p.poison[i] = valid && p.broken_grads[i] ? __builtin_nanf("") : 0;
-        p.lse[i] = valid && call.lse[at] != MINUS_INFINITY ? call.lse[at] * LOG2_E : -MINUS_INFINITY;
+        p.lse[i] = valid && call.lse[at] != MINUS_INFINITY ? static_cast<float>(call.lse[at] / LN_2) : -MINUS_INFINITY;
         p.pull[i] = p.entropy_pull[i] = 0;
         if (!valid) return;
         const Rows outputs = rows_of(call.output, p.batch, head, call.queries, call.value_width, half);
