@@ -205,7 +205,9 @@ def test_explain_names_a_backend_and_every_other():
     named = explain(*tensors(), backend="reference")
     assert named.backend == "reference"
     assert [name for name, _ in named.refused] == ["native", "fused"]
-    assert explain(*tensors()).backend == "native"
+    chosen = explain(*tensors())
+    assert chosen.backend == "native"
+    assert dict(chosen.refused)["fused"] == "it could, but native comes first"
     assert "the backward pass of fused" in explain(*tensors(), bias=torch.zeros(1, 1, 1, 1, requires_grad=True)).how
     long = torch.zeros(1, 1, 300, 8, dtype=torch.float64)
     assert "fused operation" in explain(long, long, long).how

@@ -204,7 +204,8 @@ def explain(
     asked = statistics if statistics is not None else _NOTHING
     chosen = named(backend) if backend == "reference" else choose(problem, asked, backend)[0]
     others = [other for name, other in BACKENDS.items() if name != chosen.NAME]
-    refused = tuple((other.NAME, other.refusal(problem, asked) or "another was asked for by name") for other in others)
+    passed = f"it could, but {chosen.NAME} comes first" if backend == "auto" else "another was asked for by name"
+    refused = tuple((other.NAME, other.refusal(problem, asked) or passed) for other in others)
     return Explanation(chosen.NAME, chosen.describe(problem), refused)
 
 
