@@ -1,9 +1,21 @@
 """Hold the plain data that the parts of headwise hand to each other."""
 
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
-from headwise.contracts.examples import Batch, Examples
+from headwise.contracts.examples import Batch, Examples, PairBatch
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Scored, Seen, Statistics
 
-__all__ = ["Alibi", "Batch", "Dropout", "Examples", "Mask", "Problem", "RelativeBias", "Scored", "Seen", "Statistics"]
+__all__ = [
+    "Alibi",
+    "Batch",
+    "Dropout",
+    "Examples",
+    "Mask",
+    "PairBatch",
+    "Problem",
+    "RelativeBias",
+    "Scored",
+    "Seen",
+    "Statistics",
+]
