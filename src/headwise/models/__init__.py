@@ -4,17 +4,25 @@ from headwise.models.checkpoint import load, save
 from headwise.models.classifier import Classifier, Encoder, Pooling
 from headwise.models.config import ClassifierConfig, EncoderConfig, preset
 from headwise.models.pretrained import load_classifier, load_encoder, locate
+from headwise.models.seq2seq import Decoder, Seq2Seq, State
+from headwise.models.seq2seq_config import DecoderConfig, Seq2SeqConfig, seq2seq_preset
 
 __all__ = [
     "Classifier",
     "ClassifierConfig",
+    "Decoder",
+    "DecoderConfig",
     "Encoder",
     "EncoderConfig",
     "Pooling",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "State",
     "load",
     "load_classifier",
     "load_encoder",
     "locate",
     "preset",
     "save",
+    "seq2seq_preset",
 ]
