@@ -102,7 +102,7 @@ def test_the_held_out_part_speaks_of_what_was_learned(table, at):
     language, rows = table.languages[at], read(table)
     known = {word for row in rows if row[0] == "train" for word in words(language, row[at + 1])}
     held_out = [word for row in rows if row[0] != "train" for word in words(language, row[at + 1])]
-    assert sum(word in known for word in held_out) >= 0.8 * len(held_out)
+    assert sum(word in known for word in held_out) >= 0.75 * len(held_out)
 
 
 @pytest.mark.parametrize("at", [0, 1])
