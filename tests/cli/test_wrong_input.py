@@ -75,6 +75,8 @@ def test_labels_that_training_has_not_seen_are_refused(run, tmp_path, capsys):
         (("--dev", "none.tsv"), "none.tsv"),
         (("--device", "warp"), "`device` must be one that PyTorch knows"),
         (("--set", "training.keep_best=bleu"), "`keep_best`"),
+        (("--set", "model.encoder.vocabulary=7"), "`model.encoder.vocabulary` must be what the data gives"),
+        (("--set", 'model.classes=["a", "b"]'), "`model.classes` must be what the data gives, ('bad', 'good')"),
     ],
 )
 def test_wrong_flags_are_told(table, tmp_path, capsys, flags, told):
