@@ -1,5 +1,6 @@
 """What goes wrong is told in a line a problem, ends with the right code, and harms nothing."""
 
+import json
 import shutil
 
 import pytest
@@ -50,6 +51,19 @@ def test_a_broken_table_is_told_with_its_place(tmp_path, capsys, name):
 def test_broken_rows_are_skipped_where_asked(tmp_path):
     path = written(tmp_path / "broken.tsv", "label\ttext\n" + GOOD + "good\t\nbad\n")
     assert trained(path, tmp_path / "out", "--on-error", "skip", "--set", "training.passes=1") == 0
+
+
+def test_a_skipped_row_keeps_its_line_among_the_answers(run, tmp_path, capsys):
+    texts = ["", "a fine, warm thing", "", "", "dull and cold", "lovely bright thing", ""]
+    path = written(tmp_path / "broken.tsv", "text\tnote\n" + "".join(f"{text}\tx\n" for text in texts))
+    given = ["predict", str(run), "--data", str(path), "--on-error", "skip", "--quiet"]
+    for more, read in (
+        ((), lambda line: line.split("\t")[0] if line != "\tskipped" else None),
+        (("--json",), lambda line: None if json.loads(line).get("skipped") else json.loads(line)["label"]),
+    ):
+        assert main([*given, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [read(line) for line in lines] == [None, "good", None, None, "bad", "good", None]
 
 
 def test_a_row_of_a_megabyte_is_read(tmp_path):
