@@ -15,7 +15,7 @@ from headwise.contracts.statistics import Seen, Statistics
 from headwise.contracts.tree import plain
 from headwise.errors import InputError
 from headwise.functional.checks import check_bias, check_mask, check_tensors
-from headwise.kernels import BACKENDS, choose, measure, named, reference, run
+from headwise.kernels import BACKENDS, choose, measure, named, preferred, reference, run
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -204,7 +204,8 @@ def explain(
     asked = statistics if statistics is not None else _NOTHING
     chosen = named(backend) if backend == "reference" else choose(problem, asked, backend)[0]
     others = [other for name, other in BACKENDS.items() if name != chosen.NAME]
-    passed = f"it could, but {chosen.NAME} comes first" if backend == "auto" else "another was asked for by name"
+    rule = preferred(problem, asked)[1]
+    passed = f"it could, but {chosen.NAME} {rule}" if backend == "auto" else "another was asked for by name"
     refused = tuple((other.NAME, other.refusal(problem, asked) or passed) for other in others)
     return Explanation(chosen.NAME, chosen.describe(problem), refused)
 

@@ -150,7 +150,7 @@ def _forward(*arguments: Any) -> list[Tensor]:
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
 def _backward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments[7:])
-    kernel, _ = choose(problem, asked, backend)
+    kernel, _ = choose(problem, asked, backend, training=True)
     with problem.exactly():
         room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
     found = [(room[name], getattr(problem, name)) for name in _GRADIENTS if name in room]

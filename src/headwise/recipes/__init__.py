@@ -22,6 +22,7 @@ from headwise.recipes.doctor import doctor
 from headwise.recipes.evaluate import evaluate, look, predict, predict_texts
 from headwise.recipes.run import Run, check_out, open_run, with_data
 from headwise.recipes.train import Plan, plan, train
+from headwise.recipes.tune import tune
 
 __all__ = [
     "Plan",
@@ -39,5 +40,6 @@ __all__ = [
     "predict_texts",
     "resolve",
     "train",
+    "tune",
     "with_data",
 ]
