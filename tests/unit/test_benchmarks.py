@@ -18,6 +18,7 @@ PROGRAMS = {
     "accuracy": (),
     "encoder": (),
     "sentiment": (),
+    "imdb": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
