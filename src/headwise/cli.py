@@ -19,7 +19,7 @@ from headwise import recipes
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.heads import write_page
-from headwise.tasks.labels import Prediction
+from headwise.tasks.labels import SKIPPED, Prediction
 from headwise.training import Runtime, start
 
 __all__ = ["main"]
@@ -191,7 +191,7 @@ def _add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-column", metavar="NAME", help="column of the texts")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
-    parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip it")
+    parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip")
 
 
 def _data_settings(chosen: Any) -> dict[str, Any]:
@@ -313,6 +313,8 @@ def _check_target(path: Path | None, flag: str) -> None:
 
 
 def _line(answer: Prediction, as_json: bool) -> str:
+    if answer == SKIPPED:
+        return json.dumps({"label": None, "skipped": True}) if as_json else "\tskipped"
     if as_json:
         return json.dumps(answer._asdict(), ensure_ascii=False)
     return "\t".join([answer.label, *(f"{name}={share:.4f}" for name, share in answer.probabilities.items())])

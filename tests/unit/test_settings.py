@@ -35,6 +35,10 @@ class Run:
     seed: int = 0
     """The seed."""
 
+    def problems(self):
+        if self.seed < 0:
+            yield f"`seed` must be at least 0; got {self.seed}. 0 will do."
+
 
 def test_tables_become_settings():
     run = settings.read(Run, {"model": {"rate": 1, "heads": [2, 3], "cap": 5, "norm": "post"}, "seed": 7})
@@ -61,6 +65,41 @@ def test_every_problem_is_told_at_once():
 def test_a_class_names_its_impossible_values():
     with pytest.raises(ConfigError, match=r"^\[model\] `d_model` must be at least 1; got 0\. 64 is usual\.$"):
         settings.read(Run, {"model": {"d_model": 0}})
+
+
+@pytest.mark.parametrize(
+    ("nested", "told"),
+    [
+        ({"d_model": 0}, "[model] `d_model` must be at least 1; got 0. 64 is usual."),
+        ({"d_model": "x"}, "`model.d_model` must be a whole number; got 'x'. Change it."),
+        ({"width": 5}, "unknown setting `model.width` in Model; known are d_model, rate, norm, heads, cap."),
+    ],
+)
+def test_what_is_wrong_outside_and_inside_is_told_at_once(nested, told):
+    with pytest.raises(ConfigError) as raised:
+        settings.read(Run, {"model": nested, "seed": -1})
+    assert str(raised.value).splitlines() == [told, "`seed` must be at least 0; got -1. 0 will do."]
+
+
+@dataclass(frozen=True)
+class Needed:
+    size: int
+    """Must be given."""
+    rate: float = 0.1
+    """May be."""
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "Needed must have every setting without default; got none for ['size']. Add it."),
+        ({"size": "x"}, "`size` must be a whole number; got 'x'. Change it."),
+    ],
+)
+def test_what_has_no_default_must_be_given(given, told):
+    with pytest.raises(ConfigError) as raised:
+        settings.read(Needed, given)
+    assert str(raised.value) == told
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -91,22 +91,23 @@ def _value(text: str) -> Any:
 
 
 def _built(kind: Any, given: Mapping[str, Any], path: str, found: list[str]) -> Any:
-    """Build one class, and note what is wrong; where something is, the result is not used."""
+    """Build one class, and note what is wrong.
+
+    Where a value does not fit its field, the result has the default there, so that the checks of the class around it
+    can still be made; where there is no default, it is a misfit as a whole.
+    """
     types_of, known = typing.get_type_hints(kind), [field.name for field in fields(kind)]
     found += [_unknown(name, path, kind, known) for name in given if name not in known]
-    before, values = len(found), {}
-    for name in known:
-        if name in given:
-            values[name] = _converted(types_of[name], given[name], f"{path}{name}", found)
-    if len(found) > before:
-        return None
-    try:
-        settings = kind(**values)
-    except TypeError:
-        needed = [field.name for field in fields(kind) if field.name not in values]
-        found.append(f"{kind.__name__} must have every setting without default; got none for some of {needed}. Add it.")
-        return None
-    found += list(_problems(settings, path))
+    tried = {name: _converted(types_of[name], given[name], f"{path}{name}", found) for name in known if name in given}
+    values = {name: value for name, value in tried.items() if value is not _MISFIT}
+    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+    if missing := [name for name in needed if name not in tried]:
+        found.append(f"{kind.__name__} must have every setting without default; got none for {missing}. Add it.")
+    if not values.keys() >= set(needed):
+        return _MISFIT
+    settings = kind(**values)
+    if len(values) == len(tried):
+        found += list(_problems(settings, path))
     return settings
 
 

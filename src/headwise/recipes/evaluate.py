@@ -17,7 +17,7 @@ from headwise.heads import HeadTable, observe
 from headwise.recipes.batches import all_logits, in_batches
 from headwise.recipes.run import Run
 from headwise.tasks.data import Table
-from headwise.tasks.labels import Prediction
+from headwise.tasks.labels import SKIPPED, Prediction
 from headwise.tasks.metrics import score
 from headwise.tasks.sentiment import TextExamples, encode, open_texts
 from headwise.tasks.sources import ALL, Source
@@ -61,10 +61,24 @@ def figures_of(model: nn.Module, examples: TextExamples, runtime: Runtime) -> di
 
 
 def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> list[Prediction]:
-    """Answer for every text of a table, in its order."""
+    """Answer for every text of a table, in its order; of a split, for the rows that belong to it.
+
+    Where broken rows are left out and no split is named, `SKIPPED` stands in the place of each, so that answers and
+    rows stay side by side.
+    """
     table = open_texts(source, run.config.data, labelled=False, quiet=not runtime.first)
     examples = _chosen(encode(table, run.tokenizer, run.config.data, quiet=not runtime.first), table, split or ALL)
-    return run.labels.predictions(all_logits(run.model.to(runtime.device), examples, runtime, told="predict"))
+    answers = run.labels.predictions(all_logits(run.model.to(runtime.device), examples, runtime, told="predict"))
+    return _spread(answers, table.skipped.before) if split in (None, ALL) else answers
+
+
+def _spread(answers: list[Prediction], before: Sequence[int]) -> list[Prediction]:
+    """Put an empty answer where a row was left out, after as many answers as rows were kept before it."""
+    spread, at = list[Prediction](), 0
+    for place in before:
+        spread += [*answers[at:place], SKIPPED]
+        at = place
+    return spread + answers[at:]
 
 
 def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Prediction]:

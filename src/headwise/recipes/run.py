@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from headwise.contracts import settings
 from headwise.contracts.files import write_whole
@@ -17,8 +20,11 @@ from headwise.recipes.config import RunConfig, read_run, written_run
 from headwise.tasks.labels import Labels
 from headwise.tasks.sentiment import SentimentSettings
 from headwise.tasks.tokenizer import Tokenizer
+from headwise.training import Runtime
 
-__all__ = ["Run", "check_out", "open_run", "save_run", "was_begun", "with_data"]
+__all__ = ["Run", "check_out", "open_run", "save_run", "taken", "was_begun", "with_data"]
+
+_log = logging.getLogger("headwise")
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,40 @@ def check_out(out: Path, *, resume: bool) -> None:
         raise InputError(
             f"`--out` must be a new folder; got {out}, which holds a run. Go on with --resume, or choose another."
         )
+
+
+@contextmanager
+def taken(out: Path, runtime: Runtime) -> Iterator[None]:
+    """Make the folder of a run, and keep it for this run alone.
+
+    The system lets go of the lock when the process ends, killed or not; the file that carries it stays.
+
+    Raises:
+        InputError: when the folder cannot be written, or another run trains in it.
+    """
+    try:
+        (out / "training").mkdir(parents=True, exist_ok=True)
+        file = (out / "training" / "lock").open("ab")
+    except OSError as error:
+        raise InputError(f"`--out` must be a folder to write to; got {out}: {error}. Choose another.") from error
+    with file:
+        if not runtime.from_first(not runtime.first or _locked(file)):
+            raise InputError(
+                f"`--out` must be a folder that no other run trains in; got {out}, which is in use. "
+                "Wait for that run, or choose another."
+            )
+        yield
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Lock an open file, unless another process has; a file system that knows no locks is told."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _log.warning("%s cannot be locked (%s): let no other run train there", file.name, error.strerror)
+    return True
 
 
 def save_run(run: Run, folder: Path, figures: Mapping[str, float]) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headwise.contracts import Batch, Scored, Statistics
-from headwise.errors import ConfigError, InputError
+from headwise.errors import ConfigError
 from headwise.heads import observe
 from headwise.models import Classifier, load_classifier, load_encoder, locate
 from headwise.recipes.config import RunConfig
 from headwise.recipes.evaluate import figures_of
-from headwise.recipes.run import Run, check_out, save_run
+from headwise.recipes.run import Run, check_out, save_run, taken
 from headwise.tasks.sentiment import Prepared, prepare
 from headwise.tasks.sources import Source
 from headwise.tasks.tokenizer import Tokenizer
@@ -70,6 +70,7 @@ def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
     prepared = prepare(source, config.data, tokenizer=tokenizer, quiet=quiet)
     if "dev" not in prepared.examples:
         raise ConfigError("training needs a dev split; got none. Name one with --dev, or set data.dev to a share.")
+    _refuse_other(config, prepared)
     model_config = replace(config.model, classes=prepared.labels.names, multi_label=prepared.labels.several)
     if pretrained:
         model = load_classifier(pretrained, model_config, head_dropout=config.model.encoder.head_dropout)
@@ -86,6 +87,24 @@ def _fitting(config: RunConfig, pretrained: str) -> RunConfig:
         return config
     _log.warning("data.max_tokens is %d, as many as %s has positions, and not %d", most, pretrained, asked)
     return replace(config, data=replace(config.data, max_tokens=most))
+
+
+def _refuse_other(config: RunConfig, prepared: Prepared) -> None:
+    """Refuse settings that the data decides otherwise; left out, they are filled in."""
+    decided: list[tuple[str, Any, Any]] = [
+        ("model.classes", config.model.classes, prepared.labels.names),
+        ("model.multi_label", config.model.multi_label, prepared.labels.several),
+    ]
+    if not config.pretrained:
+        decided.append(("model.encoder.vocabulary", config.model.encoder.vocabulary, prepared.tokenizer.size))
+    wrong = [(name, asked, found) for name, asked, found in decided if asked and asked != found]
+    if wrong:
+        raise ConfigError(
+            "\n".join(
+                f"`{name}` must be what the data gives, {found}; got {asked}. Leave it out."
+                for name, asked, found in wrong
+            )
+        )
 
 
 def _from_nothing(config: RunConfig, model_config: Any, prepared: Prepared, *, quiet: bool) -> Classifier:
@@ -135,10 +154,6 @@ def train(planned: Plan, out: Path, runtime: Runtime, *, resume: bool = False, q
         InputError, ConfigError, HeadwiseError, KeyboardInterrupt: as `headwise.training.train`.
     """
     check_out(out, resume=resume)
-    try:
-        (out / "training").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"`--out` must be a folder to write to; got {out}: {error}. Choose another.") from error
     config, prepared, model = planned.config, planned.prepared, planned.model
     run = Run(config, model, prepared.tokenizer)
     freeze = _Freeze(model.encoder.tokens.table.weight)
@@ -153,7 +168,8 @@ def train(planned: Plan, out: Path, runtime: Runtime, *, resume: bool = False, q
         on_step=lambda step: freeze.set(step < steps_frozen),
         look=_look,
     )
-    return run_loop(job, config.training, out, runtime, resume=resume, quiet=quiet)
+    with taken(out, runtime):
+        return run_loop(job, config.training, out, runtime, resume=resume, quiet=quiet)
 
 
 def _batches(planned: Plan) -> int:

@@ -31,17 +31,22 @@ __all__ = ["Skipped", "Table", "open_table", "split"]
 
 _log = logging.getLogger("headwise")
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Skipped:
     """Hold what was left out of a table, and why."""
 
-    count: int = 0
-    """How many rows."""
+    before: tuple[int, ...] = ()
+    """How many rows were kept before each that was left out."""
     listed: tuple[str, ...] = ()
     """File, row, column and fault of the first 20."""
+
+    @property
+    def count(self) -> int:
+        """Count them."""
+        return len(self.before)
 
 
 @dataclass(frozen=True)
@@ -222,5 +227,5 @@ def _mapped(kept: Path, key: str) -> Table:
         key,
         tuple(about["files"]),
         {name: rows for name, rows in splits.items() if len(rows)},
-        Skipped(about["skipped"], tuple(about["listed"])),
+        Skipped(tuple(about["before"]), tuple(about["listed"])),
     )

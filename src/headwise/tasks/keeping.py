@@ -64,7 +64,7 @@ class Keeper:
         self._held: list[list[Any]] = [[] for _ in self._schema.names]
         self._bytes = 0
         self._splits: dict[str, int] = {}
-        self._skipped, self._listed = 0, list[str]()
+        self._rows, self._before, self._listed = 0, list[int](), list[str]()
 
     def keep(self, parts: Sequence[Part], kept: Path, *, quiet: bool) -> None:
         """Write the Arrow file, then a JSON file that says what is in it and that it is whole.
@@ -90,7 +90,7 @@ class Keeper:
             "roles": [want.role for want in self._wanted if want.role in _shared(parts, roles)],
             "files": [part.name for part in parts],
             "splits": list(self._splits),
-            "skipped": self._skipped,
+            "before": self._before,
             "listed": self._listed,
         }
         with written(kept.with_suffix(".json")) as file:
@@ -117,6 +117,7 @@ class Keeper:
                 column.append(value)
             for column in absent:
                 column.append(None)
+            self._rows += 1
             lines.append(line)
             files.append(number)
             splits.append(self._splits.setdefault(word, len(self._splits)))
@@ -143,7 +144,7 @@ class Keeper:
                 f"{told} must hold text in UTF-8 as the header says; got {fault.fact}. Correct the row, or leave such "
                 "rows out with `--on-error skip`."
             )
-        self._skipped += 1
+        self._before.append(self._rows)
         if len(self._listed) < LISTED:
             self._listed.append(f"{told}: {fault.fact}")
 

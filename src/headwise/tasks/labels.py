@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["Labels", "Prediction"]
+__all__ = ["SKIPPED", "Labels", "Prediction"]
 
 _MOST_CLASSES = 10_000
 
@@ -28,6 +28,10 @@ class Prediction(NamedTuple):
     """The likeliest class; where there may be several, those of at least one half, written as in the data."""
     probabilities: dict[str, float]
     """Probability of each class, by name; they sum to 1 where a text has one class."""
+
+
+SKIPPED = Prediction("", {})
+"""Stands in the place of a broken row that was left out."""
 
 
 @dataclass(frozen=True)
