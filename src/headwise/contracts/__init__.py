@@ -2,8 +2,23 @@
 
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
 from headwise.contracts.examples import Batch, Examples
+from headwise.contracts.layout import HeadId, Layout, Place
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Scored, Seen, Statistics
 
-__all__ = ["Alibi", "Batch", "Dropout", "Examples", "Mask", "Problem", "RelativeBias", "Scored", "Seen", "Statistics"]
+__all__ = [
+    "Alibi",
+    "Batch",
+    "Dropout",
+    "Examples",
+    "HeadId",
+    "Layout",
+    "Mask",
+    "Place",
+    "Problem",
+    "RelativeBias",
+    "Scored",
+    "Seen",
+    "Statistics",
+]

@@ -3,6 +3,7 @@
 from headwise.models.checkpoint import load, save
 from headwise.models.classifier import Classifier, Encoder, Pooling
 from headwise.models.config import ClassifierConfig, EncoderConfig, preset
+from headwise.models.cutting import OwnLayout
 from headwise.models.pretrained import load_classifier, load_encoder, locate
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ClassifierConfig",
     "Encoder",
     "EncoderConfig",
+    "OwnLayout",
     "Pooling",
     "load",
     "load_classifier",
