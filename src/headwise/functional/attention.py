@@ -110,6 +110,12 @@ def attend(
         told = type(given).__name__
         raise InputError(f"`statistics` must be a Statistics; got {told}. Pass Statistics(entropy=True), say.")
     statistics.check()
+    counted = mask.counted if isinstance(mask, Mask) else None
+    if counted is not None:
+        tensors = query_BHQD, key_BGKD, value_BGKE
+        output_BHQE = attend(*tensors, mask, bias=bias, scale=scale, dropout=dropout, backend=backend)
+        seen = attend(*tensors, counted, bias=bias, scale=scale, statistics=statistics, backend=backend)[1]
+        return output_BHQE, seen
     way = reference.attend(problem, statistics) if backend == "reference" else run(problem, statistics, backend)
     return way[0], Seen(way[1], **dict(zip(measure.names(statistics), way[2:], strict=True)))
 
