@@ -102,12 +102,12 @@ def _check_accepted(model: PreTrainedModel) -> None:
     own = sorted({type(part).__name__ for part in parts if part.config._attn_implementation != NAME})
     if own:
         raise BackendError(
-            f"a model must call attention through transformers' AttentionInterface; got {', '.join(own)}, which "
-            f"computes it by itself ({model.config.model_type}). {_OTHERS}"
+            f"a model must call attention through transformers' AttentionInterface; got {', '.join(own)} "
+            f"({model.config.model_type}) with attention of its own. {_OTHERS}"
         )
 
 
-_OTHERS = "docs/architectures.md lists architectures that can be attached."
+_OTHERS = "Take an architecture that docs/architectures.md lists as equal."
 
 
 def _check_reached(model: PreTrainedModel, reached: list[nn.Module]) -> None:
