@@ -100,6 +100,11 @@ def attend(
         >>> output.shape, seen.entropy_BHQ.shape
         (torch.Size([2, 4, 5, 8]), torch.Size([2, 4, 5]))
     """
+    if statistics is not None and isinstance(mask, Mask) and mask.counted is not None:
+        tensors, counted = (query_BHQD, key_BGKD, value_BGKE), mask.counted
+        output_BHQE = attend(*tensors, mask, bias=bias, scale=scale, dropout=dropout, backend=backend)
+        seen = attend(*tensors, counted, bias=bias, scale=scale, statistics=statistics, backend=backend)[1]
+        return output_BHQE, seen
     problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, scale, dropout)
     if backend != "auto":
         named(backend)
@@ -110,12 +115,6 @@ def attend(
         told = type(given).__name__
         raise InputError(f"`statistics` must be a Statistics; got {told}. Pass Statistics(entropy=True), say.")
     statistics.check()
-    counted = mask.counted if isinstance(mask, Mask) else None
-    if counted is not None:
-        tensors = query_BHQD, key_BGKD, value_BGKE
-        output_BHQE = attend(*tensors, mask, bias=bias, scale=scale, dropout=dropout, backend=backend)
-        seen = attend(*tensors, counted, bias=bias, scale=scale, statistics=statistics, backend=backend)[1]
-        return output_BHQE, seen
     way = reference.attend(problem, statistics) if backend == "reference" else run(problem, statistics, backend)
     return way[0], Seen(way[1], **dict(zip(measure.names(statistics), way[2:], strict=True)))
 

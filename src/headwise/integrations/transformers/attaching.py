@@ -27,7 +27,8 @@ def attach(model: _Model, inputs: Mapping[str, Tensor] | None = None) -> _Model:
 
     Outputs and gradients are those of its own attention; `headwise.heads.observe(model)` then sees every head. The
     model is run once on small random inputs, without gradients and without a trace, to see that every attention layer
-    calls us. Positions that are padding look as they do in Transformers, but no statistic counts them.
+    calls us. Positions that are padding look as they do in Transformers, but no statistic counts them; the rows of a
+    `map` begin with the first position all the same, so pad texts on the right where maps are wanted.
 
     Args:
         model: a Transformers model, before it is compiled or wrapped.

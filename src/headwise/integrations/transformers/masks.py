@@ -85,14 +85,10 @@ def compact_mask(*, mask_function: Rule, **given: Any) -> Tensor | None:
         return theirs.sdpa_mask(mask_function=mask_function, **given)
     skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     write: Callable[[], Tensor] = partial(theirs.sdpa_mask, mask_function=mask_function, **(given | skips))  # type: ignore[assignment]
-    place, valid_BK = _place(given), _valid(given)
-    pattern = _recognised(mask_function)
+    place, valid_BK, pattern = _place(given), _valid(given), _recognised(mask_function)
     mask = None if pattern is None else _exact(pattern, valid_BK, place)
-    if pattern is None or mask is None:
-        _say_written(mask_function.__qualname__, "is not one that headwise knows")
-        return write()
-    if not _agrees(mask, mask_function, valid_BK, place):
-        _say_written(mask_function.__qualname__, "does not do what its name says")
+    if pattern is None or mask is None or not _agrees(mask, mask_function, valid_BK, place):
+        _say_written(_named(mask_function))
         return write()
     mask = replace(mask, counted=_counted(mask, pattern, valid_BK, place))
     made: Tensor = CompactMask((place.batch, 1, place.queries, place.keys), place.device, mask, write)
@@ -100,8 +96,13 @@ def compact_mask(*, mask_function: Rule, **given: Any) -> Tensor | None:
 
 
 @cache
-def _say_written(name: str, why: str) -> None:
-    _LOG.warning("the mask function %s %s; its masks are written out, queries x keys.", name, why)
+def _say_written(name: str) -> None:
+    _LOG.warning("headwise knows no short form of the mask %s; it is written out, queries x keys.", name)
+
+
+def _named(rule: Rule) -> str:
+    parts = _held(rule)["mask_functions"] if getattr(rule, "__code__", None) is _AND else (rule,)
+    return " & ".join(getattr(part, "__qualname__", repr(part)) for part in parts)
 
 
 def _place(given: dict[str, Any]) -> _Place:
@@ -128,8 +129,7 @@ def _recognised(rule: Rule) -> Mask | None:
     code = getattr(rule, "__code__", None)
     if code not in (_AND, _WINDOW, _WINDOW_BOTH_WAYS, _PACKED, _RENUMBERED):
         return None
-    cells = (cell.cell_contents for cell in getattr(rule, "__closure__", ()))
-    held: dict[str, Any] = dict(zip(code.co_freevars, cells, strict=True))
+    held = _held(rule)
     if code is _AND:
         return _all_recognised(held["mask_functions"])
     if code is _PACKED:
@@ -138,6 +138,12 @@ def _recognised(rule: Rule) -> Mask | None:
         return _recognised(held["mask_function"])
     width = held["sliding_window"]
     return Mask.window(width - 1) if code is _WINDOW else Mask.window(width, width)
+
+
+def _held(rule: Any) -> dict[str, Any]:
+    """Give what a function holds of the function that made it."""
+    cells = [cell.cell_contents for cell in rule.__closure__ or ()]
+    return dict(zip(rule.__code__.co_freevars, cells, strict=True))
 
 
 def _all_recognised(rules: Sequence[Rule]) -> Mask | None:
