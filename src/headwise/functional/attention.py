@@ -100,6 +100,11 @@ def attend(
         >>> output.shape, seen.entropy_BHQ.shape
         (torch.Size([2, 4, 5, 8]), torch.Size([2, 4, 5]))
     """
+    if statistics is not None and isinstance(mask, Mask) and mask.counted is not None:
+        tensors, counted = (query_BHQD, key_BGKD, value_BGKE), mask.counted
+        output_BHQE = attend(*tensors, mask, bias=bias, scale=scale, dropout=dropout, backend=backend)
+        seen = attend(*tensors, counted, bias=bias, scale=scale, statistics=statistics, backend=backend)[1]
+        return output_BHQE, seen
     problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, scale, dropout)
     if backend != "auto":
         named(backend)

@@ -24,11 +24,13 @@ class Attend(nn.Module):
 
     Args:
         heads: names of the query heads, in order.
+        scale: factor of the scores; 1 / sqrt(D) where left out.
     """
 
-    def __init__(self, heads: Sequence[int]) -> None:
+    def __init__(self, heads: Sequence[int], *, scale: float | None = None) -> None:
         super().__init__()
         self.heads = tuple(heads)
+        self.scale = scale
 
     def forward(
         self,
@@ -64,8 +66,8 @@ class Attend(nn.Module):
             )
         tensors = query_BHQD, key_BGKD, value_BGKE
         if statistics is None:
-            return attend(*tensors, mask, bias=bias, dropout=dropout)
-        return attend(*tensors, mask, bias=bias, dropout=dropout, statistics=statistics)
+            return attend(*tensors, mask, bias=bias, scale=self.scale, dropout=dropout)
+        return attend(*tensors, mask, bias=bias, scale=self.scale, dropout=dropout, statistics=statistics)
 
     def extra_repr(self) -> str:
         """Show the names of the heads."""
