@@ -4,6 +4,7 @@ from headwise.models.checkpoint import load, save
 from headwise.models.classifier import Classifier, Encoder, Pooling
 from headwise.models.config import ClassifierConfig, EncoderConfig, preset
 from headwise.models.pretrained import load_classifier, load_encoder, locate
+from headwise.models.pretrained_seq2seq import load_seq2seq
 from headwise.models.seq2seq import Decoder, Seq2Seq, State
 from headwise.models.seq2seq_config import DecoderConfig, Seq2SeqConfig, seq2seq_preset
 
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_encoder",
+    "load_seq2seq",
     "locate",
     "preset",
     "save",
