@@ -12,7 +12,13 @@ import pytest
 from benchmarks.common import Contestant, geometric_mean, number, side_by_side
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {"attention": ("--dtype", "bfloat16"), "statistics": ("--dtype", "float32"), "accuracy": (), "encoder": ()}
+PROGRAMS = {
+    "attention": ("--dtype", "bfloat16"),
+    "statistics": ("--dtype", "float32"),
+    "accuracy": (),
+    "encoder": (),
+    "translation_training": (),
+}
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
 
