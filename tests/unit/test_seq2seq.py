@@ -117,6 +117,7 @@ def test_a_saved_model_comes_back(model, tmp_path):
         ({"decoder": DecoderConfig(layers=0)}, "decoder, own heads: `layers` must be at least 1; got 0"),
         ({"decoder": DecoderConfig(cross_kv_heads=3)}, "decoder, source heads: `kv_heads` must divide"),
         ({"encoder": EncoderConfig(vocabulary=19, embedding_width=7)}, "`tied` vectors must be as wide"),
+        ({"copy": True, "shared": False, "target_vocabulary": 5}, "`copy` needs one vocabulary"),
     ],
 )
 def test_what_cannot_be_is_told(settings, told):

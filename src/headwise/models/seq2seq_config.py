@@ -91,6 +91,8 @@ class Seq2SeqConfig:
     """Whether the table of the target's token vectors is the output's, too (Press and Wolf 2017)."""
     output_bias: bool = False
     """Whether the output adds a bias for each token."""
+    copy: bool = False
+    """Whether a token may be copied from the source by the last layer's cross attention (See et al. 2017)."""
     begin: int = 1
     """Token that what is written begins with."""
     end: int = 2
@@ -114,6 +116,8 @@ class Seq2SeqConfig:
         sizes = self.encoder.vocabulary, self.target_vocabulary or 0
         if self.shared and sizes[0] != sizes[1]:
             yield f"`shared` vectors need one vocabulary; got {sizes[0]} and {sizes[1]} tokens. Set shared to false."
+        if self.copy and sizes[0] != sizes[1]:
+            yield f"`copy` needs one vocabulary; got {sizes[0]} and {sizes[1]} tokens. Train one tokenizer."
         if self.tied and self.encoder.embedding_width not in (None, self.encoder.d_model):
             told = f"{self.encoder.embedding_width} beside d_model {self.encoder.d_model}"
             yield f"`tied` vectors must be as wide as the states; got {told}. Set tied to false."
