@@ -19,6 +19,7 @@ PROGRAMS = {
     "encoder": (),
     "sentiment": (),
     "imdb": (),
+    "translation_training": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 

@@ -1,7 +1,7 @@
 """Hold the plain data that the parts of headwise hand to each other."""
 
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
-from headwise.contracts.examples import Batch, Examples
+from headwise.contracts.examples import Batch, Examples, PairBatch
 from headwise.contracts.layout import HeadId, Layout, Place
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
@@ -15,6 +15,7 @@ __all__ = [
     "HeadId",
     "Layout",
     "Mask",
+    "PairBatch",
     "Place",
     "Problem",
     "RelativeBias",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from headwise.contracts.tree import plain
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Batch", "Examples"]
+__all__ = ["Batch", "Examples", "PairBatch"]
+
+_Some = TypeVar("_Some", covariant=True)
 
 
 @plain
@@ -37,12 +39,34 @@ class Batch:
         return moved
 
 
-class Examples(Protocol):
+@plain
+class PairBatch:
+    """Hold some pairs of texts, each side padded at the end to one length."""
+
+    source_BK: Tensor
+    """Token ids of what is read, int64; what stands beyond a text's length is 0 and is never looked at."""
+    source_length_B: Tensor
+    """How many source tokens of each pair are valid, at least 1."""
+    target_BT: Tensor
+    """Token ids of what is written, int64: the begin token, the words, the end token; 0 beyond the length."""
+    target_length_B: Tensor
+    """How many target tokens of each pair are valid, both ends counted: at least 2."""
+    row_B: Tensor
+    """Place of each pair in its data, counted from 0."""
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """Copy to a device."""
+        moved = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device, non_blocking=True), self)
+        assert isinstance(moved, PairBatch), "a tree keeps its kind"
+        return moved
+
+
+class Examples(Protocol[_Some]):
     """Be encoded data that can be cut into batches in any order."""
 
     @property
     def length_N(self) -> np.ndarray:
-        """Tell how many tokens each example has, int32."""
+        """Tell how many tokens each example has, int32; of shape (N, 2), source and target, where they are pairs."""
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int]) -> _Some:
         """Put the examples of these rows together."""

@@ -17,7 +17,13 @@ __all__ = ["Rotary", "sinusoidal"]
 
 
 def sinusoidal(
-    positions: int, width: int, *, offset: int = 0, base: float = 10_000.0, device: torch.device | str | None = None
+    positions: int,
+    width: int,
+    *,
+    offset: int = 0,
+    base: float = 10_000.0,
+    device: torch.device | str | None = None,
+    halves: bool = False,
 ) -> Tensor:
     """Compute the sine and cosine position vectors of Vaswani et al. 2017, section 3.5.
 
@@ -29,6 +35,7 @@ def sinusoidal(
         offset: position of the first.
         base: ratio of the longest wavelength to the shortest.
         device: where to put them.
+        halves: whether the first half of the columns are the sines and the second the cosines, as in Marian.
 
     Returns:
         A float32 tensor of shape (positions, width).
@@ -39,7 +46,8 @@ def sinusoidal(
                 [0.8415, 0.5403, 0.0100, 0.9999]])
     """
     angles_TN = _angles(positions, width, offset, base, torch.device(device or "cpu"))
-    return torch.stack([angles_TN.sin(), angles_TN.cos()], -1).flatten(-2)
+    waves = angles_TN.sin(), angles_TN.cos()
+    return torch.cat(waves, -1) if halves else torch.stack(waves, -1).flatten(-2)
 
 
 @plain

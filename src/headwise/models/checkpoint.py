@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -18,9 +18,13 @@ from headwise.contracts.files import write_whole
 from headwise.errors import ConfigError, InputError
 from headwise.models.classifier import Classifier, Encoder
 from headwise.models.config import ClassifierConfig, EncoderConfig
+from headwise.models.seq2seq import Seq2Seq
+from headwise.models.seq2seq_config import Seq2SeqConfig
 
-__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "fill", "load", "read_config", "read_tensors", "save"]
+__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "Model", "fill", "load", "read_config", "read_tensors", "save"]
 
+Model: TypeAlias = Encoder | Classifier | Seq2Seq
+"""What can be kept in a folder."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 """Version of the two files."""
@@ -28,10 +32,11 @@ FORMAT = 1
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     Encoder.kind: (EncoderConfig, Encoder),
     Classifier.kind: (ClassifierConfig, Classifier),
+    Seq2Seq.kind: (Seq2SeqConfig, Seq2Seq),
 }
 
 
-def save(model: Encoder | Classifier, folder: str | Path) -> None:
+def save(model: Model, folder: str | Path) -> None:
     """Write a model into a folder, which is made where there is none.
 
     Each file holds the old contents or the new ones, whatever happens. A tensor that has two names is written once.
@@ -56,7 +61,7 @@ def save(model: Encoder | Classifier, folder: str | Path) -> None:
     write_whole(folder / CONFIG, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def load(folder: str | Path) -> Encoder | Classifier:
+def load(folder: str | Path) -> Model:
     """Read the model that `save` wrote, in the type of number it had; no random number is drawn.
 
     Raises:
@@ -70,7 +75,7 @@ def load(folder: str | Path) -> Encoder | Classifier:
         raise InputError(f"`{folder / CONFIG}` must hold a table `settings`; got {given!r}. Copy it again.")
     try:
         with torch.random.fork_rng(devices=[]):
-            model: Encoder | Classifier = model_class(settings.read(config_class, given))
+            model: Model = model_class(settings.read(config_class, given))
     except ConfigError as error:
         raise InputError(f"`{folder / CONFIG}` must hold settings that a model can have; got\n{error}") from error
     tensors = read_tensors(folder / WEIGHTS)
@@ -155,7 +160,7 @@ def _kind(described: Mapping[str, Any], path: Path) -> tuple[type[Any], type[Any
     version, kind = described.get("format"), described.get("kind")
     if version is None and "model_type" in described:
         told = f"one of Hugging Face's, {described['model_type']!r}"
-        raise InputError(f"`{path}` must be of a headwise model; got {told}. Read it with load_encoder.")
+        raise InputError(f"`{path}` must be of a headwise model; got {told}. Use load_encoder or load_seq2seq.")
     if version != FORMAT or isinstance(version, bool):
         raise InputError(f"`{path}` must be of format {FORMAT}; got {version!r}. Update headwise, or copy it again.")
     if not isinstance(kind, str) or kind not in _KINDS:

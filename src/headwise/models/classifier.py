@@ -8,22 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from headwise.contracts import Alibi, Mask, RelativeBias
+from headwise.contracts import Mask
 from headwise.errors import ConfigError, InputError
-from headwise.functional import Rotary
+from headwise.models import parts
 from headwise.models.config import ClassifierConfig, EncoderConfig, checked
-from headwise.modules import (
-    AlibiPositions,
-    Attend,
-    EncoderLayer,
-    FeedForward,
-    HiddenDropout,
-    LearnedPositions,
-    MultiHeadAttention,
-    RelativePositions,
-    SinusoidalPositions,
-    TokenEmbedding,
-)
+from headwise.modules import Attend, EncoderLayer, HiddenDropout
 
 __all__ = ["Classifier", "Encoder", "Pooling"]
 
@@ -48,18 +37,15 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config = checked(config)
-        if config.vocabulary == 0:
-            raise ConfigError("`vocabulary` must be known to build a model; got 0. Set it to the tokenizer's size.")
-        width, waves = config.d_model, config.positions == "sinusoidal"
-        # Waves have a root mean square of 0.7: vectors of 0.02 would drown in them.
-        self.tokens = TokenEmbedding(config.vocabulary, width, width=config.embedding_width, std=0.7 if waves else 0.02)
-        self.positions = _added_positions(config)
-        self.bias = _bias_positions(config)
+        width = config.d_model
+        self.tokens = parts.tokens(config)
+        self.positions = parts.added_positions(config)
+        self.bias = parts.bias_positions(config, config.head_names, bidirectional=True)
         self.types = nn.Embedding(config.token_types, width) if config.token_types else None
-        self.embedding_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.embedding_norm else None
+        self.embedding_norm = parts.norm(config) if config.embedding_norm else None
         self.dropout = HiddenDropout(config.dropout)
         self.layers = nn.ModuleList(_layer(config, i) for i in range(config.layers))
-        self.final_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.norm == "pre" else None
+        self.final_norm = parts.norm(config) if config.norm == "pre" else None
         if self.types is not None:
             nn.init.normal_(self.types.weight, std=0.02)
 
@@ -77,14 +63,12 @@ class Encoder(nn.Module):
         x_BTM = self.embed(tokens_BT, types_BT)
         mask = Mask.lengths(length_B, length_B)
         for layer, heads in zip(self.layers, self.config.head_names, strict=True):
-            x_BTM = layer(x_BTM, mask, bias=self._bias(heads))
+            x_BTM = layer(x_BTM, mask, bias=parts.bias_of(self.bias, heads))
         return x_BTM if self.final_norm is None else self.final_norm(x_BTM)
 
     def embed(self, tokens_BT: Tensor, types_BT: Tensor | None = None) -> Tensor:
         """Give what goes into the first layer: vectors of tokens, positions and types, normalised where asked."""
-        x_BTM: Tensor = self.tokens(tokens_BT)
-        if self.training and self.config.word_dropout > 0:
-            x_BTM = x_BTM * (torch.rand(tokens_BT.shape, device=x_BTM.device) >= self.config.word_dropout)[..., None]
+        x_BTM = parts.vectors(self.tokens, tokens_BT, self.config)
         if self.positions is not None:
             x_BTM = self.positions(x_BTM)
         if self.types is not None:
@@ -96,46 +80,19 @@ class Encoder(nn.Module):
         dropped_BTM: Tensor = self.dropout(x_BTM)
         return dropped_BTM
 
-    def _bias(self, heads: tuple[int, ...]) -> Alibi | RelativeBias | None:
-        """Give the bias of a layer by the names of its heads."""
-        if self.bias is None:
-            return None
-        bias: Alibi | RelativeBias = self.bias(None if heads == tuple(range(_all_heads(self.config))) else heads)
-        return bias
-
-
-def _all_heads(config: EncoderConfig) -> int:
-    """Count the heads that have a name in some layer, and those cut below them."""
-    return 1 + max(max(names) for names in config.head_names)
-
-
-def _added_positions(config: EncoderConfig) -> SinusoidalPositions | LearnedPositions | None:
-    if config.positions == "learned":
-        return LearnedPositions(config.max_positions, config.d_model)
-    return SinusoidalPositions() if config.positions == "sinusoidal" else None
-
-
-def _bias_positions(config: EncoderConfig) -> AlibiPositions | RelativePositions | None:
-    if config.positions == "relative":
-        return RelativePositions(_all_heads(config))
-    return AlibiPositions(_all_heads(config)) if config.positions == "alibi" else None
-
 
 def _layer(config: EncoderConfig, i: int) -> EncoderLayer:
     assert isinstance(config.kv_heads, tuple), "the settings were checked"
-    attention = MultiHeadAttention(
-        config.d_model,
-        config.head_names[i],
-        kv_heads=config.kv_heads[i],
-        d_head=config.d_head,
-        dropout=config.attention_dropout,
-        rotary=Rotary() if config.positions == "rotary" else None,
+    attention = parts.attention(config, config.head_names[i], config.kv_heads[i], positions=True)
+    feed_forward = parts.feed_forward(config)
+    return EncoderLayer(
+        attention,
+        feed_forward,
+        norm=config.norm,
+        dropout=config.dropout,
+        eps=config.norm_eps,
+        normalisation=config.normalisation,
     )
-    attention.head_dropout = config.head_dropout
-    feed_forward = FeedForward(
-        config.d_model, config.d_ff, activation=config.activation, dropout=config.feed_forward_dropout
-    )
-    return EncoderLayer(attention, feed_forward, norm=config.norm, dropout=config.dropout, eps=config.norm_eps)
 
 
 class Pooling(nn.Module):

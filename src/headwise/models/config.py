@@ -9,8 +9,11 @@ from typing import Any, Literal, TypeVar
 
 from headwise.contracts import settings
 from headwise.errors import ConfigError
+from headwise.modules import Activation
 
-__all__ = ["ClassifierConfig", "EncoderConfig", "checked", "preset"]
+__all__ = ["ClassifierConfig", "EncoderConfig", "Positions", "checked", "preset"]
+
+Positions = Literal["none", "sinusoidal", "halves", "learned", "rotary", "alibi", "relative"]
 
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "layers": 2, "heads": 4, "d_ff": 256},
@@ -46,20 +49,30 @@ class EncoderConfig:
     """Number of key and value heads, of each layer or one for all; as many as heads where left out."""
     d_ff: int = 256
     """Width of the feed-forward part."""
-    activation: Literal["gelu", "relu", "swiglu"] = "gelu"
-    """What bends the feed-forward part."""
+    activation: Activation = "gelu"
+    """What bends the feed-forward part; swiglu and geglu have a third product."""
+    bias: bool = True
+    """Whether the products of a layer add a bias; T5's do not."""
     norm: Literal["pre", "post"] = "pre"
     """Whether to normalise before each part of a layer, or after it as BERT does."""
+    normalisation: Literal["layer", "rms"] = "layer"
+    """What the normalisations are: rms takes no mean away and adds no bias, as in T5."""
     norm_eps: float = 1e-5
     """Added to the variance in the normalisations."""
-    positions: Literal["none", "sinusoidal", "learned", "rotary", "alibi", "relative"] = "rotary"
-    """How the model knows positions."""
+    positions: Positions = "rotary"
+    """How the model knows positions; halves are sinusoidal with all sines first, as in Marian."""
     max_positions: int = 512
     """Longest text in tokens; a model with learned positions can take no longer one."""
+    buckets: int = 32
+    """Number of buckets of relative positions."""
+    max_distance: int = 128
+    """Distance from which on relative positions share the last bucket."""
     token_types: int = 0
     """Number of token types that are told apart by a vector, as BERT does; 0 for none."""
     embedding_width: int | None = None
     """Width of the word vectors, which are projected where it is not d_model; d_model where left out."""
+    scale_embedding: bool = False
+    """Whether token vectors are multiplied by sqrt(d_model), so that they can be tied to the output."""
     embedding_norm: bool = False
     """Whether the sum of the embeddings is normalised, as in BERT."""
     dropout: float = 0.1
@@ -96,6 +109,9 @@ class EncoderConfig:
         for name in ("d_model", "layers", "d_ff", "max_positions"):
             if (value := getattr(self, name)) < 1:
                 yield f"`{name}` must be at least 1; got {value}. Set it in the model section."
+        if self.positions == "relative" and not self.max_distance > self.buckets // 4 >= 1:
+            told = f"{self.buckets} and {self.max_distance}"
+            yield f"`buckets` must be at least 4, `max_distance` above a fourth of it; got {told}. T5 has 32 and 128."
         for name in ("vocabulary", "token_types"):
             if (value := getattr(self, name)) < 0:
                 yield f"`{name}` must be at least 0; got {value}. Set it in the model section."
@@ -106,7 +122,7 @@ class EncoderConfig:
         for name in ("dropout", "word_dropout", "attention_dropout", "feed_forward_dropout", "head_dropout"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 yield f"`{name}` must be at least 0 and below 1; got {rate}. 0.1 is usual."
-        if self.positions == "sinusoidal" and self.d_model % 2:
+        if self.positions in ("sinusoidal", "halves") and self.d_model % 2:
             yield f"`d_model` must be even for sinusoidal positions; got {self.d_model}. Add or drop one column."
         yield from self._head_problems()
 
@@ -165,7 +181,7 @@ class ClassifierConfig:
             yield f"`dropout` must be at least 0 and below 1; got {self.dropout}. 0.1 is usual."
 
 
-_Config = TypeVar("_Config", EncoderConfig, ClassifierConfig)
+_Config = TypeVar("_Config")
 
 
 def checked(config: _Config) -> _Config:
@@ -174,7 +190,7 @@ def checked(config: _Config) -> _Config:
     Raises:
         ConfigError: with a line for every wrong type and impossible value.
     """
-    return settings.read(type(config), asdict(config))
+    return settings.read(type(config), asdict(config))  # type: ignore[call-overload]
 
 
 def preset(size: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Hold the layers."""
 
 from headwise.modules.attention import Attend, AttentionBlock, MultiHeadAttention
-from headwise.modules.blocks import EncoderLayer, FeedForward
+from headwise.modules.blocks import ACTIVATIONS, Activation, DecoderLayer, EncoderLayer, FeedForward
 from headwise.modules.cache import KeyValueCache
 from headwise.modules.dropout import HiddenDropout, drop_heads
 from headwise.modules.embeddings import (
@@ -11,19 +11,25 @@ from headwise.modules.embeddings import (
     SinusoidalPositions,
     TokenEmbedding,
 )
+from headwise.modules.norms import RMSNorm, build_norm
 
 __all__ = [
+    "ACTIVATIONS",
+    "Activation",
     "AlibiPositions",
     "Attend",
     "AttentionBlock",
+    "DecoderLayer",
     "EncoderLayer",
     "FeedForward",
     "HiddenDropout",
     "KeyValueCache",
     "LearnedPositions",
     "MultiHeadAttention",
+    "RMSNorm",
     "RelativePositions",
     "SinusoidalPositions",
     "TokenEmbedding",
+    "build_norm",
     "drop_heads",
 ]

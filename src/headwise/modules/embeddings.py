@@ -86,15 +86,22 @@ class TokenEmbedding(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Add sine and cosine waves of the position (Vaswani et al. 2017, section 3.5); nothing to learn, no longest text.
 
+    Args:
+        halves: whether all sines come first, as in Marian.
+
     Example:
         >>> SinusoidalPositions()(torch.zeros(1, 2, 4))[0]
         tensor([[0.0000, 1.0000, 0.0000, 1.0000],
                 [0.8415, 0.5403, 0.0100, 0.9999]])
     """
 
+    def __init__(self, *, halves: bool = False) -> None:
+        super().__init__()
+        self.halves = halves
+
     def forward(self, x_BTM: Float[Tensor, "B T M"], offset: int = 0) -> Tensor:
         """Add the waves; `offset` is the position of the first vector, as in a cache."""
-        waves_TM = sinusoidal(x_BTM.shape[1], x_BTM.shape[2], offset=offset, device=x_BTM.device)
+        waves_TM = sinusoidal(*x_BTM.shape[1:], offset=offset, device=x_BTM.device, halves=self.halves)
         return x_BTM + waves_TM.to(x_BTM.dtype)
 
 

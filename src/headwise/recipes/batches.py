@@ -22,7 +22,7 @@ TOKENS = 8192
 """Padded tokens of a batch in evaluation."""
 
 
-def in_batches(examples: Examples, runtime: Runtime, *, told: str = "", tokens: int = TOKENS) -> Iterator[Batch]:
+def in_batches(examples: Examples[Batch], runtime: Runtime, *, told: str = "", tokens: int = TOKENS) -> Iterator[Batch]:
     """Yield this process's share of the batches, the longest texts first, with a bar on a terminal where `told`."""
     cuts = runtime.share(_cuts(examples.length_N, tokens))
     with progress(told, len(cuts), unit=" batches", quiet=not (told and runtime.first)) as moved:
@@ -42,7 +42,7 @@ def _cuts(length_N: NDArray[Any], tokens: int) -> list[NDArray[Any]]:
     return cuts
 
 
-def all_logits(model: nn.Module, examples: Examples, runtime: Runtime, *, told: str = "") -> Tensor:
+def all_logits(model: nn.Module, examples: Examples[Batch], runtime: Runtime, *, told: str = "") -> Tensor:
     """Compute the logits of every example in evaluation, float32 on the CPU, in the examples' order."""
     model.eval()
     with torch.inference_mode(), runtime.autocast():

@@ -39,7 +39,7 @@ class Job:
 
     model: nn.Module
     """The model, with the parameters it begins from."""
-    examples: Examples
+    examples: Examples[Any]
     """The training data."""
     loss: Callable[[nn.Module, Any], Scored]
     """Gives the summed loss of a batch, and over how many targets it is summed."""
