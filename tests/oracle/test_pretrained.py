@@ -164,7 +164,7 @@ REFUSED = {
     "padding": (lambda folder: edit(folder, model_type="roberta", pad_token_id=-1), "must tell `pad_token_id`"),
     "decoder": (lambda folder: edit(folder, is_decoder=True), "a plain encoder; got `is_decoder` True"),
     "relative": (lambda folder: edit(folder, position_embedding_type="relative_key"), "got `position_embedding_type`"),
-    "activation": (lambda folder: edit(folder, hidden_act="gelu_new"), "'gelu', 'relu', 'swiglu'; got 'gelu_new'"),
+    "activation": (lambda folder: edit(folder, hidden_act="gelu_new"), "'silu', 'swiglu', 'geglu'; got 'gelu_new'"),
     "settings": (lambda folder: edit(folder, hidden_size=None), "must tell hidden_size"),
     "pickle": (pickle_only, "pickles only"),
     "tensor": (lambda folder: drop(folder, "encoder.layer.1.output.dense.bias"), "missing: layers.1.feed_forward.down"),

@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_each_next_token_and_adds_over_batches(model):
     whole = {name: x.grad.clone() for name, x in model.named_parameters()}
     model.zero_grad()
     for b in range(3):
-        row = [slice(b, b + 1)]
+        row = slice(b, b + 1)
         parts = SOURCE[row][:, : SOURCE_LENGTH[b]], SOURCE_LENGTH[row], TARGET[row][:, : TARGET_LENGTH[b]]
         model.loss(PairBatch(*parts, TARGET_LENGTH[row], torch.tensor([b])), smoothing=0.1).sum.backward()
     for name, parameter in model.named_parameters():
