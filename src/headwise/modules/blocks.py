@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from headwise.contracts import Alibi, Mask, RelativeBias
 from headwise.errors import ConfigError
 from headwise.modules.attention import MultiHeadAttention
-from headwise.modules.cache import KeyValueCache
+from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import HiddenDropout
 from headwise.modules.norms import build_norm
 
@@ -226,25 +226,22 @@ class DecoderLayer(nn.Module):
         x_BWM: Float[Tensor, "B W M"],
         source_BKM: Float[Tensor, "B K M"],
         caches: tuple[KeyValueCache, KeyValueCache],
+        beams: Beams,
         *,
         mask: Mask | None = None,
-        bias: Tensor | Alibi | RelativeBias | None = None,
+        bias: Alibi | RelativeBias | None = None,
     ) -> Tensor:
         """Go one position on with every beam of every source.
 
         Args:
             x_BWM: the hidden state of the new position of each beam.
             source_BKM: the hidden states of the source, which all its beams look at.
-            caches: what was written, for B x W texts, and the source, for B.
+            caches: what was written, and the source.
+            beams: which of what was written is whose.
             mask: which positions of the source may be looked at.
             bias: added to the scores of what is written.
         """
-
-        def written(x: Tensor) -> Tensor:
-            beams: Tensor = self.attention(x.flatten(0, 1)[:, None], cache=caches[0], bias=bias)
-            return beams.view_as(x)
-
-        x_BWM = self._added(x_BWM, self.attention_norm, written)
+        x_BWM = self._added(x_BWM, self.attention_norm, lambda x: self.attention.step(x, caches[0], beams, bias=bias))
         x_BWM = self._added(
             x_BWM, self.cross_attention_norm, lambda x: self.cross_attention(x, source_BKM, mask=mask, cache=caches[1])
         )
