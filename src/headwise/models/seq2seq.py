@@ -14,7 +14,7 @@ from headwise.models.classifier import Encoder
 from headwise.models.config import checked
 from headwise.models.copying import Copying
 from headwise.models.seq2seq_config import Seq2SeqConfig
-from headwise.modules import DecoderLayer, HiddenDropout, KeyValueCache, TokenEmbedding
+from headwise.modules import Beams, DecoderLayer, HiddenDropout, KeyValueCache, TokenEmbedding
 
 __all__ = ["Decoder", "Seq2Seq", "State"]
 
@@ -56,12 +56,12 @@ class Decoder(nn.Module):
 
     def step(self, x_BWM: Tensor, state: State) -> tuple[Tensor, Tensor | None]:
         """Transform the vectors of the next position of every beam, and remember it; results as for `forward`."""
-        x_BWM = self._placed(x_BWM.flatten(0, 1)[:, None], state.length).view_as(x_BWM)
+        x_BWM = self._placed(x_BWM.flatten(0, 1)[:, None], state.beams.length).view_as(x_BWM)
+        state.beams.write(x_BWM.shape[1])
         seen, source_BKM = Mask.lengths(state.source_length_B), state.source_BKM
         for layer, heads, (written, source) in zip(self._layers, self.config.head_names, state.caches, strict=True):
-            x_BWM = asking_BWM = layer.listen_on(x_BWM, written, bias=parts.bias_of(self.bias, heads))
+            x_BWM = asking_BWM = layer.listen_on(x_BWM, written, state.beams, bias=parts.bias_of(self.bias, heads))
             x_BWM = layer.read(x_BWM, source_BKM, seen, source)
-        state.length += 1
         weights_BHWK = self._layers[-1].weights(asking_BWM, source_BKM, seen, source) if self.copy else None
         return x_BWM if self.final_norm is None else self.final_norm(x_BWM), weights_BHWK
 
@@ -95,14 +95,13 @@ def _layer(config: Seq2SeqConfig, i: int) -> DecoderLayer:
 
 
 class State:
-    """Hold what decoding keeps: the source of each sentence once, and what each of its beams has written.
+    """Hold what decoding keeps: the source of each sentence once, and what its beams have written.
 
     Args:
         source_BK: tokens of the sources.
         source_BKM: their states.
         source_length_B: how many of each are valid.
-        caches: for each layer, what is written, for B x W texts, and the source, for B.
-        beams: how many beams each sentence has.
+        caches: for each layer, what is written, and the source.
     """
 
     def __init__(
@@ -111,30 +110,22 @@ class State:
         source_BKM: Tensor,
         source_length_B: Tensor,
         caches: list[tuple[KeyValueCache, KeyValueCache]],
-        *,
-        beams: int,
     ) -> None:
         self.source_BK, self.source_BKM, self.source_length_B = source_BK, source_BKM, source_length_B
-        self.caches, self.beams = caches, beams
-        self.length = 0
-        """How many positions are written."""
+        self.caches = caches
+        self.beams = Beams(len(source_BKM), source_BKM.device)
 
     def reorder(self, parent_BW: Tensor) -> None:
         """Let beam w of sentence b go on from what beam `parent_BW[b, w]` of that sentence had written."""
-        first_B1 = torch.arange(parent_BW.shape[0], device=parent_BW.device)[:, None] * self.beams
-        parent_N = (first_B1 + parent_BW).flatten()
-        for written, _ in self.caches:
-            written.select(parent_N)
-        self.beams = parent_BW.shape[1]
+        self.beams.reorder(parent_BW)
 
     def keep(self, sentence_N: Tensor) -> None:
         """Go on with these sentences only, in this order."""
         self.source_BK, self.source_BKM = self.source_BK[sentence_N], self.source_BKM[sentence_N]
         self.source_length_B = self.source_length_B[sentence_N]
-        beam_W = torch.arange(self.beams, device=sentence_N.device)
-        beam_N = (sentence_N[:, None] * self.beams + beam_W).flatten()
+        self.beams.keep(sentence_N)
         for written, source in self.caches:
-            written.select(beam_N)
+            written.select(sentence_N)
             source.select(sentence_N)
 
 
@@ -229,7 +220,7 @@ class Seq2Seq(nn.Module):
             source = KeyValueCache()
             layer.cross_attention.split(source_BKM[:, :1], source_BKM, source)
             caches.append((KeyValueCache(), source))
-        return State(source_BK, source_BKM, source_length_B, caches, beams=beams)
+        return State(source_BK, source_BKM, source_length_B, caches)
 
     def step(self, token_BW: Tensor, state: State) -> Tensor:
         """Write one token with each beam, and score what may come next, shape (B, W, V).

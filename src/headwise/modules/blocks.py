@@ -12,7 +12,7 @@ from headwise.contracts import Alibi, Mask, RelativeBias
 from headwise.errors import ConfigError
 from headwise.functional import attention_weights
 from headwise.modules.attention import MultiHeadAttention
-from headwise.modules.cache import KeyValueCache
+from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import HiddenDropout
 from headwise.modules.norms import build_norm
 
@@ -233,16 +233,12 @@ class DecoderLayer(nn.Module):
         self,
         x_BWM: Float[Tensor, "B W M"],
         cache: KeyValueCache,
+        beams: Beams,
         *,
-        bias: Tensor | Alibi | RelativeBias | None = None,
+        bias: Alibi | RelativeBias | None = None,
     ) -> Tensor:
-        """Look at what each beam of each source has written, one position on; `cache` holds it for B x W texts."""
-
-        def written(x: Tensor) -> Tensor:
-            beams: Tensor = self.attention(x.flatten(0, 1)[:, None], cache=cache, bias=bias)
-            return beams.view_as(x)
-
-        return self._added(x_BWM, self.attention_norm, written)
+        """Look at what each beam of each source has written, one position on; `beams` tells which of it is whose."""
+        return self._added(x_BWM, self.attention_norm, lambda x: self.attention.step(x, cache, beams, bias=bias))
 
     def read(
         self,

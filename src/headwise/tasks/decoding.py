@@ -1,0 +1,335 @@
+"""Write texts with a model that gives one token after the other: greedily, by beam search, or by chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from headwise.contracts.settings import read
+from headwise.errors import InputError
+
+__all__ = ["Decodable", "Decoding", "Hypothesis", "Progress", "decode"]
+
+
+class Progress(Protocol):
+    """Be what a model remembers of the texts it is writing."""
+
+    def reorder(self, parent_BW: Tensor) -> None:
+        """Let beam w of sentence b go on from what beam parent[b, w] had."""
+
+    def keep(self, sentence_N: Tensor) -> None:
+        """Forget all sentences but these."""
+
+
+class Decodable(Protocol):
+    """Be a model that reads sources and writes texts."""
+
+    def begin(self, source_BK: Tensor, source_length_B: Tensor, *, beams: int = 1) -> Any:
+        """Read the sources; the result is a `Progress`."""
+
+    def step(self, token_BW: Tensor, state: Any) -> Tensor:
+        """Take the last token of every beam, and give the logits of the next, shape (B, W, V)."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Say how texts are written.
+
+    A text of n tokens, the end token among them, has the score log p / n^length_penalty; the best score wins.
+
+    Example:
+        >>> Decoding(beams=5, length_penalty=0.6).n_best
+        1
+    """
+
+    method: Literal["greedy", "beam", "sample"] = "beam"
+    """Take the likeliest token each time, keep the likeliest beams, or draw tokens; a single beam is greedy."""
+    beams: int = 1
+    """Beams of the search, or texts that are drawn for each source."""
+    n_best: int = 1
+    """How many texts are given for each source, the best first; no more than beams."""
+    length_penalty: float = 1.0
+    """Power of the length by which log-probabilities are divided: 0 favours short texts, more than 1 long ones."""
+    min_length: int = 0
+    """Fewest tokens before the end token."""
+    max_length: int = 200
+    """Most tokens, the end token among them; a text that gets there is cut."""
+    max_ratio: float | None = 2.0
+    """Most tokens per token of the source, beside 10 that are always allowed; max_length alone where none."""
+    no_repeat: int = 0
+    """Length of the runs of tokens that may stand only once in a text; 0 for no such rule."""
+    suppress: tuple[int, ...] = ()
+    """Ids of tokens that are never written."""
+    stop: Literal["exact", "early"] = "exact"
+    """When a beam search ends: exact, when no beam can win any more, however it goes on; early, when as many texts as
+    beams have ended and the best beam, were it to end at once, would lose to them."""
+    temperature: float = 1.0
+    """Divides the logits before a token is drawn: below 1 for likelier texts, above 1 for wilder ones."""
+    top_k: int = 0
+    """Draw only among so many of the likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw only among the likeliest tokens that hold this much of the probability together."""
+    seed: int = 0
+    """Seed of what is drawn; every source has numbers of its own, whichever batch it is in."""
+
+    def problems(self) -> Iterator[str]:
+        """Tell what no search can do, a line each."""
+        for name, least in (("beams", 1), ("n_best", 1), ("max_length", 1), ("min_length", 0)):
+            if (value := getattr(self, name)) < least:
+                yield f"`{name}` must be at least {least}; got {value}. Set it in the decoding section."
+        for name in ("no_repeat", "top_k", "length_penalty"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                yield f"`{name}` must be at least 0; got {value}. 0 turns it off."
+        if self.method == "greedy" and self.beams > 1:
+            yield f'`beams` must be 1 where `method` is "greedy"; got {self.beams}. Set `method` to "beam".'
+        if self.n_best > self.beams >= 1:
+            yield f"`n_best` must be at most `beams`; got {self.n_best} of {self.beams}. Raise `beams`."
+        if self.min_length > self.max_length >= 1:
+            yield f"`min_length` must be at most `max_length` {self.max_length}; got {self.min_length}. Change one."
+        if self.max_ratio is not None and not 0 < self.max_ratio < math.inf:
+            yield f"`max_ratio` must be above 0; got {self.max_ratio}. 2 is usual."
+        if not 0 < self.temperature < math.inf:
+            yield f'`temperature` must be above 0; got {self.temperature}. Set `method` to "greedy" for no chance.'
+        if not 0 < self.top_p <= 1:
+            yield f"`top_p` must be above 0 and at most 1; got {self.top_p}. 0.9 is usual."
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Hold a text that was written, and how good the model finds it."""
+
+    ids: tuple[int, ...]
+    """Its tokens, without begin and end."""
+    score: float
+    """Its log-probability, divided by its length as `Decoding.length_penalty` says; at most 0."""
+
+
+@torch.inference_mode()
+def decode(
+    models: Sequence[Decodable],
+    source_BK: Tensor,
+    source_length_B: Tensor,
+    decoding: Decoding,
+    *,
+    begin: int,
+    end: int,
+    prefix_BT: Tensor | None = None,
+    row_B: Tensor | None = None,
+) -> list[list[Hypothesis]]:
+    """Write a text for every source.
+
+    Args:
+        models: one model, or several of one vocabulary whose probabilities are averaged; in evaluation mode.
+        source_BK: the tokens of the sources, padded at the end.
+        source_length_B: how many of them are valid.
+        decoding: how to write.
+        begin: token that stands before every text.
+        end: token that ends one.
+        prefix_BT: tokens that each text has to begin with, -1 beyond the end of a shorter prefix.
+        row_B: number of each source, from which its random numbers come; its place in the batch where left out.
+
+    Returns:
+        For each source its `n_best` hypotheses, the best first; fewer where fewer are possible.
+
+    Raises:
+        ConfigError: with a line for every setting that cannot be.
+        InputError: when a model gives numbers that are not finite, or no token is allowed any more.
+    """
+    if not models or source_BK.dim() != 2 or source_length_B.shape != source_BK.shape[:1]:
+        told = f"{len(models)} models, sources {tuple(source_BK.shape)}, lengths {tuple(source_length_B.shape)}"
+        raise InputError(f"`decode` must have a model, sources (B, K) and lengths (B,); got {told}. Pass them so.")
+    decoding = read(Decoding, asdict(decoding))
+    search = _Search(models, source_BK, source_length_B, decoding, begin=begin, end=end, prefix_BT=prefix_BT)
+    if decoding.method == "sample":
+        search.draw_chances(row_B)
+    while len(search.sentence_B):
+        search.step()
+    return [found[: decoding.n_best] for found in search.found]
+
+
+class _Search:
+    """Hold the beams of the sentences that are still being written: B sentences, W beams of T tokens."""
+
+    def __init__(
+        self,
+        models: Sequence[Decodable],
+        source_BK: Tensor,
+        length_B: Tensor,
+        decoding: Decoding,
+        *,
+        begin: int,
+        end: int,
+        prefix_BT: Tensor | None,
+    ) -> None:
+        batch, device = len(source_BK), source_BK.device
+        # Beams begin alike: a search starts from one. Texts that are drawn go apart by themselves.
+        beams = decoding.beams if decoding.method == "sample" else 1
+        self.models, self.decoding, self.end = models, decoding, end
+        self.states = [model.begin(source_BK, length_B, beams=beams) for model in models]
+        self.found: list[list[Hypothesis]] = [[] for _ in range(batch)]
+        self.sentence_B = torch.arange(batch, device=device)
+        self.longest_B = _longest(length_B, decoding)
+        self.prefix_BT = torch.empty(batch, 0, dtype=torch.long, device=device) if prefix_BT is None else prefix_BT
+        self.chance_BTW: Tensor | None = None
+        self.token_BW = torch.full((batch, beams), begin, device=device)
+        self.written_BWT = torch.empty(batch, beams, 0, dtype=torch.long, device=device)
+        self.sum_BW = torch.zeros(batch, beams, device=device, dtype=torch.float64)
+
+    def draw_chances(self, row_B: Tensor | None) -> None:
+        """Draw a number from 0 to 1 for every token of every text, from a generator of each source's own."""
+        rows = self.sentence_B.tolist() if row_B is None else row_B.tolist()
+        makers = [torch.Generator().manual_seed((self.decoding.seed * 1_000_003 + row) % 2**63) for row in rows]
+        shape = self.decoding.max_length, self.decoding.beams
+        chances = [torch.rand(shape, generator=maker, dtype=torch.float64) for maker in makers]
+        self.chance_BTW = torch.stack(chances).to(self.sentence_B.device)
+
+    def step(self) -> None:
+        """Write one more token of every beam, and part with the sentences that are done."""
+        logits_BWV, total_BW = self._logits()
+        logits_BWV = self._restricted(logits_BWV)
+        if self.chance_BTW is None:
+            parent_BN, token_BN, sum_BN = self._best(logits_BWV, total_BW)
+        else:
+            parent_BN, token_BN, sum_BN = self._drawn(logits_BWV, total_BW, self.chance_BTW)
+        if not bool((sum_BN > -math.inf).any(1).all()):
+            raise InputError(
+                f"some token must be allowed after each; got none after {self.written_BWT.shape[2]} tokens. "
+                "Loosen `no_repeat`, `min_length`, `suppress` or the prefix."
+            )
+        ended_BN = token_BN == self.end
+        self._collect(ended_BN[:, : self.decoding.beams], parent_BN, sum_BN)
+        self._go_on(ended_BN, parent_BN, token_BN, sum_BN)
+        self._part()
+
+    def _logits(self) -> tuple[Tensor, Tensor]:
+        """Give logits and the logarithm of the sum of their exponentials, in float32 at least."""
+        given = [model.step(self.token_BW, state) for model, state in zip(self.models, self.states, strict=True)]
+        given = [logits if logits.dtype == torch.float64 else logits.float() for logits in given]
+        logits_BWV, total_BW = given[0], given[0].logsumexp(-1)
+        if len(given) > 1:
+            logits_BWV = torch.stack([logits.log_softmax(-1) for logits in given]).logsumexp(0)
+            total_BW = torch.full_like(total_BW, math.log(len(given)))
+        if not bool(total_BW.isfinite().all()):
+            raise InputError("a model must give finite logits; got NaN or infinity. Its weights may have diverged.")
+        return logits_BWV, total_BW
+
+    def _restricted(self, logits_BWV: Tensor) -> Tensor:
+        """Hide the tokens that may not come next; a prefix overrules all else."""
+        decoding, time = self.decoding, self.written_BWT.shape[2]
+        changes = decoding.suppress or time < decoding.min_length or 0 < decoding.no_repeat <= time
+        open_BWV = logits_BWV.clone() if changes else logits_BWV
+        if decoding.suppress:
+            open_BWV[..., list(decoding.suppress)] = -math.inf
+        if time < decoding.min_length:
+            open_BWV[..., self.end] = -math.inf
+        if 0 < decoding.no_repeat <= time:
+            run_BWNT = self.written_BWT.unfold(2, decoding.no_repeat, 1)
+            last_BW1T = self.written_BWT[:, :, None, time - decoding.no_repeat + 1 :]
+            b, w, n = (run_BWNT[..., :-1] == last_BW1T).all(-1).nonzero(as_tuple=True)
+            open_BWV[b, w, run_BWNT[b, w, n, -1]] = -math.inf
+        if time < self.prefix_BT.shape[1] and bool((self.prefix_BT[:, time] >= 0).any()):
+            next_B11 = self.prefix_BT[:, time, None, None]
+            wanted_BWV = torch.arange(logits_BWV.shape[2], device=logits_BWV.device) == next_B11
+            forced_BWV = torch.where(wanted_BWV, logits_BWV, -math.inf)
+            open_BWV = torch.where(next_B11 >= 0, forced_BWV, open_BWV)
+        return open_BWV
+
+    def _best(self, logits_BWV: Tensor, total_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the best 2W ways to go on, W of which do not end: their beams, tokens and log-probabilities.
+
+        A single beam has but one, the likeliest: it ends where that is the end token, as greedy writing does.
+        """
+        ways = 2 * self.decoding.beams if self.decoding.beams > 1 else 1
+        count = min(ways, logits_BWV.shape[2])
+        value_BWN, token_BWN = _top(logits_BWV, count)
+        sum_BWN = (self.sum_BW - total_BW)[..., None] + value_BWN
+        sum_BN, place_BN = sum_BWN.flatten(1).topk(min(ways, sum_BWN[0].numel()))
+        return place_BN // count, token_BWN.flatten(1).gather(1, place_BN), sum_BN
+
+    def _drawn(self, logits_BWV: Tensor, total_BW: Tensor, chance_BTW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a token for every text: where its chance falls among the summed probabilities of the likeliest."""
+        count = min(self.decoding.top_k, logits_BWV.shape[2]) or logits_BWV.shape[2]
+        value_BWN, token_BWN = logits_BWV.topk(count)
+        share_BWN = (value_BWN.double() / self.decoding.temperature).softmax(-1)
+        before_BWN = share_BWN.cumsum(-1) - share_BWN
+        mass_BWN = share_BWN.masked_fill(before_BWN >= self.decoding.top_p, 0).cumsum(-1)
+        chance_BW1 = chance_BTW[:, self.written_BWT.shape[2], :, None] * mass_BWN[..., -1:]
+        pick_BW1 = torch.searchsorted(mass_BWN, chance_BW1, right=True).clamp(max=count - 1)
+        token_BW, value_BW = token_BWN.gather(2, pick_BW1)[..., 0], value_BWN.gather(2, pick_BW1)[..., 0]
+        beam_BW = torch.arange(self.decoding.beams, device=token_BW.device).expand_as(token_BW)
+        return beam_BW, token_BW, self.sum_BW + value_BW - total_BW
+
+    def _collect(self, ended_BW: Tensor, parent_BN: Tensor, sum_BN: Tensor) -> None:
+        """Keep the texts that have just ended."""
+        b, w = (ended_BW & (sum_BN[:, : ended_BW.shape[1]] > -math.inf)).nonzero(as_tuple=True)
+        self._add(b, self.written_BWT[b, parent_BN[b, w]], sum_BN[b, w])
+
+    def _go_on(self, ended_BN: Tensor, parent_BN: Tensor, token_BN: Tensor, sum_BN: Tensor) -> None:
+        """Let the best W texts that have not ended be the beams."""
+        place_BW = ended_BN.to(torch.uint8).sort(dim=1, stable=True).indices[:, : self.decoding.beams]
+        parent_BW, self.token_BW = parent_BN.gather(1, place_BW), token_BN.gather(1, place_BW)
+        self.sum_BW = sum_BN.gather(1, place_BW).masked_fill(ended_BN.gather(1, place_BW), -math.inf)
+        written_BWT = self.written_BWT.take_along_dim(parent_BW[..., None], 1)
+        self.written_BWT = torch.cat([written_BWT, self.token_BW[..., None]], 2)
+        if self.decoding.beams > 1:
+            for state in self.states:
+                state.reorder(parent_BW)
+
+    def _part(self) -> None:
+        """Part with the sentences that are done: cut at their longest, or sure of their best."""
+        time, alive_BW = self.written_BWT.shape[2], self.sum_BW > -math.inf
+        cut_B = self.longest_B <= time
+        b, w = (alive_BW & cut_B[:, None]).nonzero(as_tuple=True)
+        self._add(b, self.written_BWT[b, w], self.sum_BW[b, w], cut=True)
+        done_B = cut_B | ~alive_BW.any(1)
+        if self.decoding.method != "sample":
+            done_B |= self._bound(time) <= self._rival()
+        if bool(done_B.any()):
+            keep_N = (~done_B).nonzero()[:, 0]
+            for state in self.states:
+                state.keep(keep_N)
+            for name in ("sentence_B", "longest_B", "prefix_BT", "chance_BTW", "token_BW", "written_BWT", "sum_BW"):
+                if (held := getattr(self, name)) is not None:
+                    setattr(self, name, held[keep_N])
+
+    def _add(self, place_N: Tensor, ids_NT: Tensor, sum_N: Tensor, *, cut: bool = False) -> None:
+        """Keep some texts, the best W of each sentence."""
+        score_N = sum_N / (ids_NT.shape[1] + (not cut)) ** self.decoding.length_penalty
+        for sentence, ids, score in zip(
+            self.sentence_B[place_N].tolist(), ids_NT.tolist(), score_N.tolist(), strict=True
+        ):
+            found = self.found[sentence]
+            found.append(Hypothesis(tuple(ids), score))
+            found.sort(key=lambda hypothesis: -hypothesis.score)
+            del found[self.decoding.beams :]
+
+    def _bound(self, time: int) -> Tensor:
+        """Give the best score that a beam can still reach: log-probabilities only fall, and length divides them."""
+        length_B = self.longest_B if self.decoding.stop == "exact" else torch.full_like(self.longest_B, time)
+        bound_B: Tensor = self.sum_BW.amax(1) / length_B**self.decoding.length_penalty
+        return bound_B
+
+    def _rival(self) -> Tensor:
+        """Give the score that a beam has to beat to be wanted."""
+        wanted = self.decoding.n_best if self.decoding.stop == "exact" else self.decoding.beams
+        found = [self.found[sentence] for sentence in self.sentence_B.tolist()]
+        scores = [texts[wanted - 1].score if len(texts) >= wanted else -math.inf for texts in found]
+        return torch.tensor(scores, dtype=torch.float64, device=self.sum_BW.device)
+
+
+def _top(value_BWV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Give the largest values of each row and their places, the largest first."""
+    return value_BWV.topk(count)
+
+
+def _longest(source_length_B: Tensor, decoding: Decoding) -> Tensor:
+    """Give the most tokens that may be written for each source."""
+    longest_B = torch.full_like(source_length_B, decoding.max_length)
+    if decoding.max_ratio is None:
+        return longest_B
+    return (decoding.max_ratio * source_length_B + 10).ceil().long().clamp(min=decoding.min_length).minimum(longest_B)
