@@ -19,6 +19,7 @@ PROGRAMS = {
     "encoder": (),
     "sentiment": (),
     "imdb": (),
+    "overhead": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
