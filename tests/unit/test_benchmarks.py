@@ -20,6 +20,7 @@ PROGRAMS = {
     "sentiment": (),
     "imdb": (),
     "translation_training": (),
+    "overhead": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 

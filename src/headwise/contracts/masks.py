@@ -189,10 +189,11 @@ class Mask:
             keys: number of key positions.
             device: where to put a mask that holds no tensor.
         """
-        held = [part for part in vars(self).values() if isinstance(part, Tensor)]
+        mask = self.resolved(queries)
+        held = [part for part in vars(mask).values() if isinstance(part, Tensor)]
         device = held[0].device if held else device
         rows_Q, keys_K = torch.arange(queries, device=device), torch.arange(keys, device=device)
-        allowed_BHQK = self.visible_at(rows_Q, keys_K, self.extent(queries, keys))
+        allowed_BHQK = mask.visible_at(rows_Q, keys_K, mask.extent(queries, keys))
         if allowed_BHQK is None:
             return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
         return allowed_BHQK.expand(*allowed_BHQK.shape[:2], queries, keys)

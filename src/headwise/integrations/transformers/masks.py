@@ -22,7 +22,7 @@ from headwise.contracts import Mask
 __all__ = ["CompactMask", "compact_mask"]
 
 _LOG = logging.getLogger(__name__)
-Rule = Callable[..., Any]
+_Rule = Callable[..., Any]
 
 _AND = theirs.and_masks(theirs.causal_mask_function).__code__
 _WINDOW = theirs.sliding_window_overlay(1).__code__
@@ -74,7 +74,7 @@ class _Place(NamedTuple):
         return self.first_query - self.first_key
 
 
-def compact_mask(*, mask_function: Rule, **given: Any) -> Tensor | None:
+def compact_mask(*, mask_function: _Rule, **given: Any) -> Tensor | None:
     """Build the mask of a call as Transformers' `AttentionMaskInterface` asks for it.
 
     Args:
@@ -100,7 +100,7 @@ def _say_written(name: str) -> None:
     _LOG.warning("headwise knows no short form of the mask %s; it is written out, queries x keys.", name)
 
 
-def _named(rule: Rule) -> str:
+def _named(rule: _Rule) -> str:
     parts = _held(rule)["mask_functions"] if getattr(rule, "__code__", None) is _AND else (rule,)
     return " & ".join(getattr(part, "__qualname__", repr(part)) for part in parts)
 
@@ -120,7 +120,7 @@ def _valid(given: dict[str, Any]) -> Tensor | None:
     return None if valid_BT is None else valid_BT[:, first : first + keys].bool()
 
 
-def _recognised(rule: Rule) -> Mask | None:
+def _recognised(rule: _Rule) -> Mask | None:
     """Find the mask that a function of Transformers stands for; `None` for a function of somebody else."""
     if rule is theirs.causal_mask_function:
         return Mask.causal()
@@ -146,7 +146,7 @@ def _held(rule: Any) -> dict[str, Any]:
     return dict(zip(rule.__code__.co_freevars, cells, strict=True))
 
 
-def _all_recognised(rules: Sequence[Rule]) -> Mask | None:
+def _all_recognised(rules: Sequence[_Rule]) -> Mask | None:
     joined = Mask()
     for rule in rules:
         found = _recognised(rule)
@@ -204,7 +204,7 @@ def _counted(mask: Mask, pattern: Mask, valid_BK: Tensor | None, place: _Place) 
     return mask & Mask.dense(own_BQ[:, None, :, None])
 
 
-def _agrees(mask: Mask, rule: Rule, valid_BK: Tensor | None, place: _Place) -> bool:
+def _agrees(mask: Mask, rule: _Rule, valid_BK: Tensor | None, place: _Place) -> bool:
     """Compare three rows of a compact mask with the function that it stands for."""
     rows_Q = torch.tensor(sorted({0, place.queries // 2, place.queries - 1}), device=place.device)
     keys_K = torch.arange(place.keys, device=place.device)
