@@ -1,6 +1,7 @@
 """Time attention and the multi-head layer beside PyTorch's, forward and backward, side by side in one run.
 
 python benchmarks/attention.py --write
+python benchmarks/attention.py --write --only fwd --section attend --name attention-forward
 """
 
 from __future__ import annotations

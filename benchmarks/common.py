@@ -183,16 +183,17 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"timed rounds (default: {ROUNDS})")
     parser.add_argument("--write", action="store_true", help="keep the tables as markdown in the results folder")
     parser.add_argument("--results", type=Path, default=RESULTS, help="that folder (default: benchmarks/results)")
+    parser.add_argument("--name", help="name of the table's file (default: that of the program)")
     return parser
 
 
 def begin(title: str, chosen: argparse.Namespace) -> Report:
-    """Set threads and seed, and open the report that the options ask for; it is named after the program."""
+    """Set threads and seed, and open the report that the options ask for."""
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     if chosen.quick:
         chosen.rounds = 1
-    path = chosen.results / f"{Path(sys.argv[0]).stem}.md" if chosen.write else None
+    path = chosen.results / f"{chosen.name or Path(sys.argv[0]).stem}.md" if chosen.write else None
     report = Report(title, path)
     report.header()
     return report

@@ -48,7 +48,6 @@ class Entry:
     test: str
     config: str | None = None
     init: str | None = None
-    vectors: str | None = None
     bar: float | None = None
     seeds: int = 3
     changes: tuple[str, ...] = ()
@@ -63,26 +62,18 @@ class Entry:
         words += ["--dev", f"$DATA/{self.dev}"] if self.dev else []
         words += ["--config", self.config] if self.config else []
         words += ["--init", self.init] if self.init else []
-        words += ["--vectors", f"$DATA/{self.vectors}"] if self.vectors else []
         words += [word for each in self.changes for word in ("--set", each)]
         return " ".join([*words, "--seed", seed, "--out", f"{self.name}-{seed}"])
 
-    def settings(self, folder: Path, seed: int) -> recipes.RunConfig:
-        given = {"vectors": str(folder / self.vectors)} if self.vectors else {}
-        return recipes.resolve(
-            "sentiment",
-            init="vectors" if self.vectors else self.init,
-            file=ROOT / self.config if self.config else None,
-            given={**given, "training": {"seed": seed}},
-            overrides=self.changes,
-        )
+    def settings(self, seed: int) -> recipes.RunConfig:
+        file, given = ROOT / self.config if self.config else None, {"training": {"seed": seed}}
+        return recipes.resolve("sentiment", init=self.init, file=file, given=given, overrides=self.changes)
 
 
 PHRASES = ("sst/sst2.glue_phrases.train.tsv.gz", "sst/sst2.dev.tsv", "sst/sst2.test.tsv")
 SENTENCES = ("sst/sst2.train.tsv", *PHRASES[1:])
 TREC = ("trec/trec.train.tsv", None, "trec/trec.test.tsv")
 CHINESE = ("chnsenticorp/train.tsv", "chnsenticorp/dev.dedup.tsv", "chnsenticorp/test.dedup.tsv")
-CHINESE_VECTORS = "vectors/zh_word2vec.synonyms.100d.60k.bin.gz"
 
 ENTRIES = (
     Entry("sst2-minilm", "SST-2 phrases", "MiniLM", *PHRASES, config="examples/sst2-minilm.toml", bar=90.0),
@@ -91,15 +82,7 @@ ENTRIES = (
     Entry("sst2-random", "SST-2 phrases", "random vectors", *PHRASES, config="examples/sst2-random.toml"),
     Entry("trec-minilm", "TREC", "MiniLM", *TREC, config="examples/trec-minilm.toml", bar=92.0),
     Entry("trec-glove", "TREC", "GloVe 50d", *TREC, config="examples/trec-glove.toml", bar=88.0),
-    Entry(
-        "chnsenticorp",
-        "ChnSentiCorp dedup",
-        "Chinese word2vec",
-        *CHINESE,
-        config="examples/chnsenticorp.toml",
-        vectors=CHINESE_VECTORS,
-        bar=87.0,
-    ),
+    Entry("chnsenticorp", "ChnSentiCorp dedup", "characters", *CHINESE, config="examples/chnsenticorp.toml", bar=87.0),
 )
 _FEW = ("training.steps=4", "data.tokenizer.kind=characters", "model.encoder.d_model=16", "model.encoder.d_ff=16")
 QUICK = (Entry("reviews", "bundled reviews", "tiny", "reviews.zh.tsv", None, "reviews.zh.tsv", seeds=2, changes=_FEW),)
@@ -167,7 +150,7 @@ def held(run: Path) -> Figures:
 
 def train(entry: Entry, seed: int, folder: Path, run: Path) -> None:
     """Train one seed, or go on with it, and count its test texts."""
-    config, began = entry.settings(folder, seed), time.monotonic()
+    config, began = entry.settings(seed), time.monotonic()
     print(entry.command(str(seed)), flush=True)
     with start("cpu", config.training.precision) as runtime:
         planned = recipes.plan(entry.source(folder), config, quiet=True)
@@ -201,7 +184,7 @@ def linear(entry: Entry, folder: Path) -> Figures:
 
 def tables(entry: Entry, folder: Path) -> Iterator[tuple[list[str], list[str]]]:
     """Give texts and labels of train, dev and test, cut as our training cuts them."""
-    settings = entry.settings(folder, 0).data
+    settings = entry.settings(0).data
     table = split(open_texts(entry.source(folder), settings, quiet=True), dev=settings.dev, seed=settings.split_seed)
     test = open_texts(folder / entry.test, settings, quiet=True)
     for held_in, name in ((table, "train"), (table, "dev"), (test, "test" if "test" in test.splits else "all")):

@@ -16,6 +16,7 @@ from headwise.models import (
     load,
     load_classifier,
     load_encoder,
+    load_seq2seq,
     save,
 )
 from headwise.modules import (
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_encoder",
+    "load_seq2seq",
     "save",
     "sinusoidal",
 ]

@@ -107,3 +107,19 @@ def test_an_exported_call_keeps_its_sizes_free(backend):
         given = (*numbers(samples, length, width), torch.randint(1, width + 1, (samples,)))
         for wanted, found in zip(module(*given), program.module()(*given), strict=True):
             torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@backends
+def test_one_tensor_may_be_given_in_several_places(backend, gradient):
+    def everywhere(x: Tensor, lengths: Tensor) -> Tensor:
+        return headwise.attend(x, x, x, Mask.causal() & Mask.lengths(lengths, lengths), backend=backend)
+
+    torch.compiler.reset()
+    compiled = torch.compile(everywhere, fullgraph=True, backend="aot_eager")
+    x, lengths = torch.randn(3, 2, 7, 6, requires_grad=gradient), torch.tensor([7, 2, 5])
+    wanted, found = everywhere(x, lengths), compiled(x, lengths)
+    torch.testing.assert_close(found, wanted)
+    if gradient:
+        slopes = [torch.autograd.grad(result.square().sum(), x) for result in (wanted, found)]
+        torch.testing.assert_close(slopes[1], slopes[0])

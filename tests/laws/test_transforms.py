@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import headwise
 from headwise import Alibi, BackendError, Dropout, Mask, Seen, Statistics
@@ -246,3 +248,39 @@ def test_the_operation_is_one_that_pytorch_knows():
         needs = [x is not None for x in given[3:6]]
         arrived = [torch.randn_like(results[0]), torch.randn_like(results[1]), entropy, *results[:2], entropy, needs]
         torch.library.opcheck(torch.ops.headwise.attend_backward.default, [*arrived, *given])
+
+
+class Seeing(TorchDispatchMode):
+    """Note the operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_who_looks_on_sees_one_operation(gradient):
+    x = numbers(1, 2, 3, 2).requires_grad_(gradient)
+    with Seeing() as mode:
+        output = headwise.attend(x, x, x)
+        if gradient:
+            output.sum().backward()
+    assert "headwise.attend.default" in mode.seen
+    assert ("headwise.attend_backward.default" in mode.seen) == gradient
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        headwise.attend(x, x, x)
+    assert "headwise::attend" in {event.key for event in profile.key_averages()}
+
+
+def test_tensors_without_numbers_get_shapes():
+    with FakeTensorMode():
+        x = torch.empty(2, 4, 3, 6)
+    assert headwise.attend(x, x, x).shape == (2, 4, 3, 6)
+    x = torch.empty(2, 4, 3, 6, device="meta")
+    output, seen = headwise.attend(x, x, x, statistics=ENTROPY)
+    assert output.shape == (2, 4, 3, 6)
+    assert seen.entropy_BHQ.device.type == "meta"

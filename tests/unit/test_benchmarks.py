@@ -18,6 +18,9 @@ PROGRAMS = {
     "accuracy": (),
     "encoder": (),
     "sentiment": (),
+    "imdb": (),
+    "translation_training": (),
+    "overhead": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 

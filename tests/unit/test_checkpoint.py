@@ -111,7 +111,7 @@ BROKEN = {
     "version": (lambda folder: edit(folder, format=2), "must be of format 1; got 2. Update headwise"),
     "no version": (lambda folder: edit(folder, format=None), "must be of format 1; got None"),
     "kind": (lambda folder: edit(folder, kind="seq3seq"), "encoder, classifier, seq2seq; got 'seq3seq'"),
-    "Hugging Face": (lambda folder: edit(folder, format=None, model_type="bert"), "Read it with load_encoder"),
+    "Hugging Face": (lambda folder: edit(folder, format=None, model_type="bert"), "Use load_encoder or load_seq2seq"),
     "setting": (lambda folder: edit(folder, settings={"poling": "mean"}), "did you mean `pooling`?"),
     "kind list": (lambda folder: edit(folder, kind=[]), r"encoder, classifier, seq2seq; got \[\]"),
     "settings list": (lambda folder: edit(folder, settings=[]), r"must hold a table `settings`; got \[\]"),

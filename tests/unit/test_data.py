@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from headwise import ConfigError, InputError
+from headwise.contracts.files import cache_folder
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import open_table, split
-from headwise.tasks.files import cache_folder, written
+from headwise.tasks.files import written
 from headwise.tasks.readers import LARGEST_ROW
 
 pyarrow = pytest.importorskip("pyarrow")

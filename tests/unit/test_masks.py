@@ -38,7 +38,7 @@ def call(*names: str) -> Call:
 
 
 def assert_shows(mask: Mask, wanted_BHQK: Tensor) -> None:
-    found_BHQK = mask.resolved(QUERIES).visible(QUERIES, KEYS)
+    found_BHQK = mask.visible(QUERIES, KEYS)
     assert found_BHQK.dtype == torch.bool
     assert torch.equal(found_BHQK.expand(wanted_BHQK.shape), wanted_BHQK)
 

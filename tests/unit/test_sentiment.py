@@ -165,7 +165,10 @@ def test_broken_rows_are_left_out_when_asked(tmp_path):
         ({"dev": 1.0}, "`dev` and `test` must be shares that leave a rest; got 1.0 and 0.0"),
         ({"max_tokens": 2}, "`max_tokens` must be at least 3; got 2"),
         ({"label_separator": ""}, "`label_separator` must be at least one character"),
-        ({"tokenizer": {"kind": "letters"}}, "`tokenizer.kind` must be one of 'words', 'subwords', 'unigram', 'characters'"),
+        (
+            {"tokenizer": {"kind": "letters"}},
+            "`tokenizer.kind` must be one of 'words', 'subwords', 'unigram', 'characters'",
+        ),
         ({"tokenizer": {"min_frequency": 0}}, r"\[tokenizer\] `min_frequency` must be at least 1; got 0"),
     ],
 )

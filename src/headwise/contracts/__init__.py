@@ -2,6 +2,7 @@
 
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
 from headwise.contracts.examples import Batch, Examples, PairBatch
+from headwise.contracts.layout import HeadId, Layout, Place
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Scored, Seen, Statistics
@@ -11,8 +12,11 @@ __all__ = [
     "Batch",
     "Dropout",
     "Examples",
+    "HeadId",
+    "Layout",
     "Mask",
     "PairBatch",
+    "Place",
     "Problem",
     "RelativeBias",
     "Scored",

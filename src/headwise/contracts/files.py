@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "sync", "write_whole"]
+__all__ = ["cache_folder", "replacing", "sync", "write_whole"]
+
+
+def cache_folder() -> Path:
+    """Give the one folder that holds all of headwise's caches; it may be deleted at any time.
+
+    It is what the variable `HEADWISE_CACHE` names, else `~/.cache/headwise`.
+    """
+    return Path(os.environ.get("HEADWISE_CACHE") or Path.home() / ".cache" / "headwise").expanduser()
 
 
 def write_whole(path: Path, contents: bytes) -> None:

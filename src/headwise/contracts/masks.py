@@ -70,6 +70,8 @@ class Mask:
     """Segment ids of the queries; `None` for the last ids of the keys."""
     dense_BHQK: Tensor | None = None
     """Anything else, as booleans; an axis of size 1 is shared."""
+    counted: Mask | None = None
+    """What statistics go by where it is not this mask: padding may look in models of others, and must not count."""
 
     @classmethod
     def causal(cls, align: Literal["end", "start"] = "end") -> Mask:
@@ -160,6 +162,7 @@ class Mask:
             key_segment_BKN=key_BKN,
             query_segment_BQN=query_BQN,
             dense_BHQK=_joined(self.dense_BHQK, other.dense_BHQK, torch.logical_and),
+            counted=_join_counted(self, other),
         )
 
     @property
@@ -186,10 +189,11 @@ class Mask:
             keys: number of key positions.
             device: where to put a mask that holds no tensor.
         """
-        held = [part for part in vars(self).values() if isinstance(part, Tensor)]
+        mask = self.resolved(queries)
+        held = [part for part in vars(mask).values() if isinstance(part, Tensor)]
         device = held[0].device if held else device
         rows_Q, keys_K = torch.arange(queries, device=device), torch.arange(keys, device=device)
-        allowed_BHQK = self.visible_at(rows_Q, keys_K, self.extent(queries, keys))
+        allowed_BHQK = mask.visible_at(rows_Q, keys_K, mask.extent(queries, keys))
         if allowed_BHQK is None:
             return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
         return allowed_BHQK.expand(*allowed_BHQK.shape[:2], queries, keys)
@@ -237,7 +241,7 @@ class Mask:
 
     def resolved(self, queries: int) -> Mask:
         """Fill in what depends on the number of queries: the segments of the queries, and where valid keys start."""
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {} if self.counted is None else {"counted": None}
         if self.key_segment_BKN is not None and self.query_segment_BQN is None:
             first = self.key_segment_BKN.shape[1] - queries
             changes["query_segment_BQN"] = self.key_segment_BKN[:, first:]
@@ -258,6 +262,13 @@ def _joined(first: Any, second: Any, join: Any) -> Any:
     if first is None or second is None:
         return second if first is None else first
     return join(first, second)
+
+
+def _join_counted(first: Mask, second: Mask) -> Mask | None:
+    """Join what counts, where it differs from what is seen."""
+    if first.counted is None and second.counted is None:
+        return None
+    return (first.counted or first) & (second.counted or second)
 
 
 def _join_lengths(first: Any, second: Any, start_B: Tensor | None) -> Tensor | None:

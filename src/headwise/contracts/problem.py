@@ -61,6 +61,17 @@ class Problem:
         return self.mask.hides or self.bias_BHQK is not None
 
     @property
+    def plain(self) -> bool:
+        """Tell whether nothing is hidden, added or dropped."""
+        added = self.slopes_H is not None or self.relative_HN is not None
+        return not (self.hides or added or self.rate > 0)
+
+    @property
+    def trained(self) -> bool:
+        """Tell whether a gradient can follow."""
+        return self.query_BHQD.requires_grad or self.key_BGKD.requires_grad or self.value_BGKE.requires_grad
+
+    @property
     def working_dtype(self) -> torch.dtype:
         """Give the type in which scores and statistics are computed: float64 for float64, else float32."""
         return torch.float64 if self.query_BHQD.dtype == torch.float64 else torch.float32

@@ -7,7 +7,7 @@ that may look at nothing is not live: its numbers are 0 (its log-sum-exp -inf) a
 
 from __future__ import annotations
 
-from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,16 +62,14 @@ class Statistics:
     @property
     def asked(self) -> str:
         """Write the choice as one line of text, which `Statistics.parse` reads."""
-        held = ((field.name, getattr(self, field.name)) for field in fields(self))
-        chosen = [(name, value) for name, value in held if value is not False and _is_on(name, value)]
-        return ", ".join(name if value is True else f"{name}={value}" for name, value in chosen)
+        chosen = [(name, value) for name, value in vars(self).items() if _is_on(name, value)]
+        return ", ".join([name if value is True else f"{name}={value}" for name, value in chosen])
 
     @classmethod
+    @lru_cache(maxsize=64)
     def parse(cls, asked: str) -> Statistics:
         """Read what `asked` wrote."""
         pairs = (item.strip().partition("=") for item in asked.split(",") if item.strip())
-        if not asked:
-            return cls()
         chosen: dict[str, Any] = {name: int(value) if value else True for name, _, value in pairs}
         return cls(**chosen)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from headwise.contracts.statistics import Seen, Statistics
 from headwise.contracts.tree import plain
 from headwise.errors import InputError
 from headwise.functional.checks import check_bias, check_mask, check_tensors
-from headwise.kernels import BACKENDS, choose, measure, named, reference, run
+from headwise.kernels import BACKENDS, choose, measure, named, preferred, reference, run
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -100,6 +100,11 @@ def attend(
         >>> output.shape, seen.entropy_BHQ.shape
         (torch.Size([2, 4, 5, 8]), torch.Size([2, 4, 5]))
     """
+    if statistics is not None and isinstance(mask, Mask) and mask.counted is not None:
+        tensors, counted = (query_BHQD, key_BGKD, value_BGKE), mask.counted
+        output_BHQE = attend(*tensors, mask, bias=bias, scale=scale, dropout=dropout, backend=backend)
+        seen = attend(*tensors, counted, bias=bias, scale=scale, statistics=statistics, backend=backend)[1]
+        return output_BHQE, seen
     problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, scale, dropout)
     if backend != "auto":
         named(backend)
@@ -204,7 +209,8 @@ def explain(
     asked = statistics if statistics is not None else _NOTHING
     chosen = named(backend) if backend == "reference" else choose(problem, asked, backend)[0]
     others = [other for name, other in BACKENDS.items() if name != chosen.NAME]
-    passed = f"it could, but {chosen.NAME} comes first" if backend == "auto" else "another was asked for by name"
+    rule = preferred(problem, asked)[1]
+    passed = f"it could, but {chosen.NAME} {rule}" if backend == "auto" else "another was asked for by name"
     refused = tuple((other.NAME, other.refusal(problem, asked) or passed) for other in others)
     return Explanation(chosen.NAME, chosen.describe(problem), refused)
 
@@ -219,30 +225,34 @@ def _problem(
     """Check a call at the border and complete it."""
     query, key, value = _autocast(tensors)
     check_tensors(query, key, value)
-    mask = Mask() if mask is None else check_mask(mask, query, key)
     check_bias(bias, query, key)
     return Problem(
         query,
         key,
         value,
-        mask.resolved(query.shape[2]),
-        _scale(scale, query.shape[-1]),
-        bias_BHQK=bias if isinstance(bias, Tensor) else None,
-        slopes_H=bias.slopes_H if isinstance(bias, Alibi) else None,
-        relative_HN=bias.by_distance() if isinstance(bias, RelativeBias) else None,
-        **_drawn(dropout, query.device),
+        _ALL if mask is None else check_mask(mask, query, key).resolved(query.shape[2]),
+        _scale(scale, query.shape[3]),
+        bias if isinstance(bias, Tensor) else None,
+        bias.slopes_H if isinstance(bias, Alibi) else None,
+        bias.by_distance() if isinstance(bias, RelativeBias) else None,
+        *_drawn(dropout, query.device),
     )
+
+
+_ALL = Mask()
 
 
 def _autocast(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Follow autocast as PyTorch's fused operation does: to the lower precision."""
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        return tensors  # refused by the checks that follow
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    query: object = tensors[0]
+    # What is no tensor, the checks that follow refuse; autocast does not know the device "meta".
+    if not isinstance(query, Tensor) or query.is_meta or not torch.is_autocast_enabled(query.device.type):
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(x.to(dtype) if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x for x in tensors)
+    dtype = torch.get_autocast_dtype(query.device.type)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in _LOWERED else x for x in tensors)
+
+
+_LOWERED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _scale(scale: float | None, width: int) -> float:
@@ -253,19 +263,19 @@ def _scale(scale: float | None, width: int) -> float:
     return float(scale)
 
 
-def _drawn(dropout: float | Dropout, device: torch.device) -> dict[str, Any]:
+def _drawn(dropout: float | Dropout, device: torch.device) -> tuple[float, Tensor | None]:
     """Check the rate, and draw a seed where only a rate is given."""
     rate = dropout.rate if isinstance(dropout, Dropout) else dropout
     if not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise InputError(f"`dropout` must lie between 0 and 1; got {rate!r}. 0 turns it off.")
     if rate == 0:
-        return {}
+        return 0.0, None
     if not isinstance(dropout, Dropout):
-        return {"rate": float(rate), "seed": torch.randint(2**63 - 1, (), device=device)}
+        return float(rate), torch.randint(2**63 - 1, (), device=device)
     seed = dropout.seed
     if isinstance(seed, int):
         seed = torch.tensor(seed, dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.numel() != 1:
         told = f"{seed.dtype} of shape {tuple(seed.shape)}"
         raise InputError(f"a dropout seed must be one int64 number; got {told}. Use torch.randint(2**63 - 1, ()).")
-    return {"rate": float(rate), "seed": seed}
+    return float(rate), seed

@@ -37,21 +37,20 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    heads, groups, counts = query.shape[1], key.shape[1], ""
     if not query.shape[0] == key.shape[0] == value.shape[0]:
-        raise InputError(
-            f"query, key and value must hold the same samples; got {shapes}. Repeat with .expand() if meant."
-        )
-    if query.shape[3] != key.shape[3]:
-        raise InputError(f"query and key must have the same width; got {shapes}. Project one of them.")
-    if key.shape[1:3] != value.shape[1:3]:
-        raise InputError(f"key and value must have the same heads and positions; got {shapes}. They come in pairs.")
-    heads, groups = query.shape[1], key.shape[1]
-    if heads == 0 or groups == 0 or heads % groups:
-        raise InputError(
-            f"the number of query heads must be a multiple of that of key heads; got {heads} and {groups} ({shapes}). "
-            "Each key head serves the same number of query heads."
-        )
+        wanted, remedy = "query, key and value must hold the same samples", "Repeat with .expand() if meant."
+    elif query.shape[3] != key.shape[3]:
+        wanted, remedy = "query and key must have the same width", "Project one of them."
+    elif key.shape[1:3] != value.shape[1:3]:
+        wanted, remedy = "key and value must have the same heads and positions", "They come in pairs."
+    elif heads == 0 or groups == 0 or heads % groups:
+        wanted = "the number of query heads must be a multiple of that of key heads"
+        counts, remedy = f"{heads} and {groups}: ", "Each key head serves the same number of query heads."
+    else:
+        return
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    raise InputError(f"{wanted}; got {counts}{shapes}. {remedy}")
 
 
 def check_mask(mask: Any, query: Tensor, key: Tensor) -> Mask:
@@ -91,10 +90,10 @@ def check_mask(mask: Any, query: Tensor, key: Tensor) -> Mask:
 
 def check_bias(bias: Any, query: Tensor, key: Tensor) -> None:
     """Raise `InputError` unless a bias fits the tensors."""
-    batch, heads, queries, _ = query.shape
-    shape = (batch, heads, queries, key.shape[2])
     if bias is None:
         return
+    batch, heads, queries, _ = query.shape
+    shape = (batch, heads, queries, key.shape[2])
     if isinstance(bias, Tensor):
         if not bias.dtype.is_floating_point:
             hint = "Pass booleans as Mask.dense (True = may look)."

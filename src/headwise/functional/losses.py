@@ -1,19 +1,32 @@
-"""Compute losses over a vocabulary without ever holding tokens x vocabulary."""
+"""Compute the loss over a vocabulary without ever holding tokens x vocabulary.
+
+Gradients are computed in the forward pass, some hundred tokens at a time, while their logits are at hand. Of these only
+the gradients of the states and of the table remain, as large as the states and the table are.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from headwise.contracts.statistics import Scored
+from headwise.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 __all__ = ["linear_cross_entropy"]
+
+_CHUNK = 512
+"""Tokens at a time: the fastest of 64 to 1,024 for vocabularies of 10,000; their logits are some 20 MB."""
+
+_LIBRARY = torch.library.Library("headwise", "FRAGMENT")
+_LIBRARY.define(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? kept, Tensor? other, "
+    "float smoothing, ScalarType dtype, bool slopes) -> Tensor[]"
+)
 
 
 def linear_cross_entropy(
@@ -23,9 +36,170 @@ def linear_cross_entropy(
     *,
     bias_V: Float[Tensor, " V"] | None = None,
     smoothing: float = 0.0,
+    mixed: tuple[Tensor, Tensor] | None = None,
 ) -> Scored:
-    """Sum the cross-entropy of `softmax(hidden weight^T + bias)`, in nats, and count the tokens."""
-    logits_NV = F.linear(hidden_NM, weight_VM, bias_V)
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    total = F.cross_entropy(logits_NV, target_N, reduction="sum", label_smoothing=smoothing)
+    """Sum the cross-entropy of `softmax(hidden weight^T + bias)` over tokens, in nats, and count these.
+
+    Products are of autocast's type where it is on, softmax and sums are float32 (float64 for float64).
+
+    Args:
+        hidden_NM: states.
+        weight_VM: a row per token of the vocabulary.
+        target_N: the right tokens.
+        bias_V: added to the logits.
+        smoothing: share of the probability that the loss spreads over the whole vocabulary (Szegedy et al. 2016,
+            section 7), 0 to 1.
+        mixed: for each token, the logarithms of the share that this distribution has in a mixture, and of what the
+            rest of the mixture gives the right token: what is scored is the mixture, as for copying. Both of shape
+            (N,). The part that smooths is of this distribution alone.
+
+    Raises:
+        InputError: when the sizes do not fit each other, or a target is not in the vocabulary; on an accelerator, where
+            looking waits, targets are trusted.
+
+    Example:
+        >>> linear_cross_entropy(torch.zeros(3, 8), torch.zeros(5, 8), torch.tensor([0, 4, 2])).mean
+        tensor(1.6094)
+    """
+    _check(hidden_NM, weight_VM, target_N, smoothing)
+    kind = hidden_NM.device.type
+    lower = torch.is_autocast_enabled(kind) and hidden_NM.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if lower else hidden_NM.dtype
+    kept_N, other_N = (None, None) if mixed is None else mixed
+    tensors = hidden_NM, weight_VM, target_N, bias_V, kept_N, other_N
+    slopes = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    total: Tensor = _LinearCrossEntropy.apply(*tensors, smoothing, dtype, slopes)  # type: ignore[no-untyped-call]
     return Scored(total, torch.tensor(target_N.numel(), device=target_N.device))
+
+
+def _check(hidden_NM: Tensor, weight_VM: Tensor, target_N: Tensor, smoothing: float) -> None:
+    fits = hidden_NM.dim() == weight_VM.dim() == 2 and hidden_NM.shape[1] == weight_VM.shape[1]
+    if not fits or target_N.shape != hidden_NM.shape[:1]:
+        shapes = f"states {tuple(hidden_NM.shape)}, weights {tuple(weight_VM.shape)}, targets {tuple(target_N.shape)}"
+        raise InputError(f"states, weights and targets must be of shapes (N, M), (V, M), (N,); got {shapes}. Flatten.")
+    if not 0 <= smoothing <= 1:
+        raise InputError(f"`smoothing` must lie between 0 and 1; got {smoothing}. 0.1 is usual.")
+    if target_N.device.type == "cpu" and not torch.compiler.is_compiling() and target_N.numel():
+        least, most = (int(end) for end in target_N.aminmax())
+        if least < 0 or most >= weight_VM.shape[0]:
+            known = weight_VM.shape[0] - 1
+            raise InputError(f"targets must lie in the vocabulary, 0 to {known}; got {least} to {most}. Check the ids.")
+
+
+@torch.library.impl(_LIBRARY, "linear_cross_entropy", "CompositeExplicitAutograd")
+@torch.no_grad()
+def _forward(
+    hidden_NM: Tensor,
+    weight_VM: Tensor,
+    target_N: Tensor,
+    bias_V: Tensor | None,
+    kept_N: Tensor | None,
+    *rest: Any,
+) -> list[Tensor]:
+    """Give the loss and, where `slopes` asks for them, the gradients of states, table, bias, and both mixed parts."""
+    other_N, smoothing, dtype, slopes = rest
+    loss = _Loss(hidden_NM.to(dtype), weight_VM.to(dtype), bias_V, smoothing)
+    found = [hidden_NM.new_zeros(0, dtype=loss.working)]
+    gradients = _empty(hidden_NM, weight_VM, bias_V, kept_N, slopes=slopes)
+    for at in range(0, hidden_NM.shape[0], _CHUNK):
+        rows = slice(at, at + _CHUNK)
+        loss.read(loss.hidden_NM[rows], target_N[rows])
+        mixed = None if kept_N is None else (kept_N[rows], other_N[rows])
+        found.append(loss.score(mixed))
+        if slopes:
+            loss.slopes(gradients, rows)
+    return [torch.cat(found).sum(), *gradients]
+
+
+def _empty(
+    hidden_NM: Tensor, weight_VM: Tensor, bias_V: Tensor | None, kept_N: Tensor | None, *, slopes: bool
+) -> list[Tensor]:
+    """Make room for the gradients, of size 0 where there are none."""
+    none = hidden_NM.new_zeros(0)
+    states, table = (torch.empty_like(hidden_NM), torch.zeros_like(weight_VM)) if slopes else (none, none)
+    bias = torch.zeros_like(bias_V) if slopes and bias_V is not None else none.clone()
+    mixed = [torch.empty_like(kept_N) if slopes and kept_N is not None else none.clone() for _ in range(2)]
+    return [states, table if slopes else none.clone(), bias, *mixed]
+
+
+class _Loss:
+    """Hold the room in which chunk after chunk is computed: fresh memory costs as much as the arithmetic on it."""
+
+    def __init__(self, hidden_NM: Tensor, weight_VM: Tensor, bias_V: Tensor | None, smoothing: float) -> None:
+        self.hidden_NM, self.weight_VM, self.bias_V, self.smoothing = hidden_NM, weight_VM, bias_V, smoothing
+        self.working = torch.float64 if hidden_NM.dtype == torch.float64 else torch.float32
+        size = min(_CHUNK, hidden_NM.shape[0]), weight_VM.shape[0]
+        self._logits_NV, self._p_NV = hidden_NM.new_empty(size), hidden_NM.new_empty(size, dtype=self.working)
+        self._part_VM, self._part_NM = torch.empty_like(weight_VM), torch.empty_like(hidden_NM[:_CHUNK])
+
+    def read(self, hidden_NM: Tensor, target_N: Tensor) -> None:
+        """Compute the probabilities of some tokens, and the logarithms of the right ones and of all on average."""
+        count = hidden_NM.shape[0]
+        self.states_NM, self.target_N1 = hidden_NM, target_N[:, None]
+        self.logits_NV, self.p_NV = self._logits_NV[:count], self._p_NV[:count]
+        torch.mm(hidden_NM, self.weight_VM.T, out=self.logits_NV)
+        if self.bias_V is not None:
+            self.logits_NV += self.bias_V.to(self.logits_NV.dtype)
+        torch.softmax(self.logits_NV, -1, dtype=self.working, out=self.p_NV)
+        # By the likeliest token, whose probability never underflows.
+        self.lse_N = self.logits_NV.amax(-1).to(self.working) - self.p_NV.amax(-1).log()
+        self.right_N = self.logits_NV.gather(1, self.target_N1)[:, 0].to(self.working) - self.lse_N
+
+    def score(self, mixed: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Give the loss of each token, and find how far the distribution is to blame for it in a mixture."""
+        right_N, self.blame_N = self.right_N, None
+        if mixed is not None:
+            own_N, other_N = right_N + mixed[0], mixed[1].to(self.working)
+            right_N, self.blame_N = torch.logaddexp(own_N, other_N), torch.sigmoid(own_N - other_N)
+        if not self.smoothing:
+            return -right_N
+        mean_N = self.logits_NV.mean(-1, dtype=self.working) - self.lse_N
+        return -(1 - self.smoothing) * right_N - self.smoothing * mean_N
+
+    def slopes(self, gradients: list[Tensor], rows: slice) -> None:
+        """Write or add up the gradients of some tokens; their probabilities are lost."""
+        states_NM, table_VM, bias_V, kept_N, other_N = gradients
+        sharp = 1 - self.smoothing
+        if self.blame_N is None:
+            right_N1 = self.right_N.new_full(self.target_N1.shape, -sharp)
+        else:
+            right_N1 = -sharp * self.blame_N[:, None]
+            self.p_NV *= self.smoothing - right_N1
+            kept_N[rows], other_N[rows] = right_N1[:, 0], -sharp - right_N1[:, 0]
+        if self.smoothing:
+            self.p_NV -= self.smoothing / self.p_NV.shape[1]
+        self.p_NV.scatter_add_(1, self.target_N1, right_N1)
+        if bias_V.numel():
+            bias_V += self.p_NV.sum(0)
+        slope_NV = self.p_NV if self.p_NV.dtype == self.weight_VM.dtype else self.logits_NV.copy_(self.p_NV)
+        part_NM = self._part_NM[: slope_NV.shape[0]]
+        states_NM[rows] = torch.mm(slope_NV, self.weight_VM, out=part_NM)
+        table_VM += torch.mm(slope_NV.T, self.states_NM, out=self._part_VM)
+
+
+def _shapes(hidden_NM: Tensor, weight_VM: Tensor, target_N: Tensor, bias_V: Any, kept_N: Any, *rest: Any) -> Any:
+    working = torch.float64 if hidden_NM.dtype == torch.float64 else torch.float32
+    return [hidden_NM.new_empty((), dtype=working), *_empty(hidden_NM, weight_VM, bias_V, kept_N, slopes=rest[-1])]
+
+
+torch.library.register_fake("headwise::linear_cross_entropy", _shapes, lib=_LIBRARY)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Tie the loss to the gradients that were computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        total, *gradients = torch.ops.headwise.linear_cross_entropy(*arguments)
+        if arguments[-1]:
+            ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        states, table, bias, kept, other = (
+            x * slope.to(x.dtype) if x.numel() and needed else None
+            for x, needed in zip(ctx.saved_tensors, [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)], strict=True)
+        )
+        return states, table, None, bias, kept, other, None, None, None

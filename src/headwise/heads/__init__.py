@@ -1,7 +1,25 @@
-"""Look at heads: what each one does, as a table and as a page."""
+"""Look at heads, score them, and cut them."""
 
+from headwise.heads.gates import gated
+from headwise.heads.importance import HeadScores, ablate, gradient_importance, random_scores
 from headwise.heads.observe import Observer, observe
+from headwise.heads.prune import Plan, plan, plan_within, prune
 from headwise.heads.report import write_page
 from headwise.heads.table import HeadTable, Seam
 
-__all__ = ["HeadTable", "Observer", "Seam", "observe", "write_page"]
+__all__ = [
+    "HeadScores",
+    "HeadTable",
+    "Observer",
+    "Plan",
+    "Seam",
+    "ablate",
+    "gated",
+    "gradient_importance",
+    "observe",
+    "plan",
+    "plan_within",
+    "prune",
+    "random_scores",
+    "write_page",
+]

@@ -14,6 +14,7 @@ from torch import nn
 
 from headwise.contracts import Scored, Seen, Statistics
 from headwise.errors import InputError
+from headwise.heads.gates import seams_of
 from headwise.heads.table import HeadTable, Seam
 from headwise.modules import Attend
 
@@ -82,12 +83,7 @@ def observe(model: nn.Module, statistics: Statistics = _USUAL) -> Iterator[Obser
         >>> [(row["layer"], row["head"]) for row in observer.table().rows()]
         [(0, 0), (0, 1)]
     """
-    seams = {name: module for name, module in model.named_modules() if isinstance(module, Attend)}
-    if not seams:
-        raise InputError(
-            f"a model must hold `headwise.Attend` to be observed; got {type(model).__name__} without one. "
-            "Build it of our layers."
-        )
+    seams = seams_of(model)
     observer = Observer(seams)
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -1,5 +1,6 @@
 """Choose the backend of a call, in one place, and say why.
 
+`auto` takes the first in the order of `KERNELS` that can, or the one that `headwise tune` measured to be faster.
 A backend is a module with a `NAME`, `refusal(problem, asked)`, which gives the reason why it cannot take a call (or
 `None`), and `describe(problem)`, which says how it computes one. Those that run inside the registered operation have
 `forward` and `backward` as well; `reference` is differentiated by PyTorch instead.
@@ -7,17 +8,33 @@ A backend is a module with a `NAME`, `refusal(problem, asked)`, which gives the 
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from headwise.contracts.files import cache_folder
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
-from headwise.errors import BackendError
+from headwise.errors import BackendError, ConfigError
 from headwise.kernels import fused, native, reference
 from headwise.kernels.fused import Gradients
 
-__all__ = ["BACKENDS", "KERNELS", "Backend", "Kernel", "choose", "named"]
+__all__ = [
+    "BACKENDS",
+    "KERNELS",
+    "Backend",
+    "Kernel",
+    "choose",
+    "kind_of",
+    "measured",
+    "named",
+    "preferred",
+    "rule_file",
+]
 
 
 class Backend(Protocol):
@@ -58,13 +75,59 @@ def named(name: str) -> Any:
     return BACKENDS[name]
 
 
-def choose(problem: Problem, asked: Statistics, backend: str = "auto") -> tuple[Kernel, dict[str, str]]:
+def choose(
+    problem: Problem, asked: Statistics, backend: str = "auto", *, training: bool = False
+) -> tuple[Kernel, dict[str, str]]:
     """Choose the kernel of a call, and give the reason why each backend before it was refused."""
     refused: dict[str, str] = {}
-    for kernel in KERNELS.values() if backend == "auto" else [named(backend)]:
+    for kernel in preferred(problem, asked, training=training)[0] if backend == "auto" else [named(backend)]:
         reason = kernel.refusal(problem, asked)
         if reason is None:
             return kernel, refused
         refused[kernel.NAME] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
     raise BackendError(f'a backend must be able to take the call; got {told}. backend="reference" takes every call.')
+
+
+def preferred(problem: Problem, asked: Statistics, *, training: bool = False) -> tuple[list[Kernel], str]:
+    """List the kernels, the fastest first, and say which rule puts it there.
+
+    The rule of `headwise tune` is measured without mask, bias, dropout and statistics and speaks for such calls only:
+    elsewhere the native kernel spares work that the others have to do.
+    """
+    first = None
+    rule = measured()
+    if rule and problem.plain and asked == Statistics():
+        rows = rule.get(kind_of(problem.query_BHQD.dtype, training or problem.trained), {})
+        first = rows.get(max((keys for keys in rows if keys <= problem.key_BGKD.shape[2]), default=0))
+    if first is None:
+        return list(KERNELS.values()), "comes first"
+    others = [kernel for name, kernel in KERNELS.items() if name != first]
+    return [KERNELS[first], *others], "was measured faster here by `headwise tune`"
+
+
+def kind_of(dtype: torch.dtype, training: bool) -> str:
+    """Name a kind of call in the rule: its type, and whether a gradient follows."""
+    return f"{str(dtype).removeprefix('torch.')}, {'training' if training else 'forward'}"
+
+
+def rule_file() -> Path:
+    """Name the file of the rule, which holds for one version of PyTorch and one instruction set."""
+    return cache_folder() / "choice" / f"torch-{torch.__version__}-{native.LIBRARY.isa or 'none'}.json"
+
+
+@cache
+def measured() -> dict[str, dict[int, str]]:
+    """Read which backend was the fastest, by kind of call and least number of keys; nothing where nobody measured."""
+    path = rule_file()
+    if not path.exists():
+        return {}
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        rule = {kind: {int(keys): KERNELS[name].NAME for keys, name in rows.items()} for kind, rows in held.items()}
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"`{path}` must be what `headwise tune` wrote; got {told}. Delete it, or tune again."
+        ) from None
+    return rule

@@ -7,7 +7,7 @@ stay free in theirs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,32 +48,75 @@ _LIBRARY.define(
 
 def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]:
     """Run a call through the operation: output, log-sum-exp, and the statistics in the order of `measure.names`."""
-    tensors = [getattr(problem, name) for name in _TENSORS]
-    tensors += [getattr(problem.mask, name) for name in _MASK_TENSORS]
+    tensors = _tensors(problem, problem.mask)
+    compiling = torch.compiler.is_compiling()
+    if not _is_watched(tensors) and not _wants_gradient(tensors):
+        return tuple(_computed(problem, asked, backend))
+    if compiling:
+        tensors = _apart(tensors)
     mask = problem.mask
     # Traced programs rely on the memory layout that the shape functions below promise; eager ones spare the copy.
-    fixed = torch.compiler.is_compiling()
-    band = mask.left, mask.right, mask.start_causal
-    settings = *band, problem.scale, problem.rate, asked.asked, backend, fixed
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    settings = mask.left, mask.right, mask.start_causal, problem.scale, problem.rate, asked.asked, backend, compiling
+    if compiling or torch._C._are_functorch_transforms_active():
         results: tuple[Tensor, ...] = _Attend.apply(*tensors, *settings)  # type: ignore[no-untyped-call]
         return results
     return tuple(_recorded(*tensors, *settings))
 
 
+def _tensors(problem: Problem, mask: Mask) -> tuple[Tensor | None, ...]:
+    """List what a call holds, in the order of the operation's arguments."""
+    return (
+        *(problem.query_BHQD, problem.key_BGKD, problem.value_BGKE),
+        *(problem.bias_BHQK, problem.slopes_H, problem.relative_HN, problem.seed),
+        *(mask.key_length_B, mask.query_length_B, mask.key_start_B),
+        *(mask.key_segment_BKN, mask.query_segment_BQN, mask.dense_BHQK),
+    )
+
+
+def _apart(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Make every tensor another one than those before it: the compiler refuses one that is given twice."""
+    apart: list[Tensor | None] = []
+    for tensor in tensors:
+        given = tensor is not None and any(tensor is before for before in apart)
+        apart.append(tensor.view_as(tensor) if given and tensor is not None else tensor)
+    return tuple(apart)
+
+
+def _is_watched(tensors: tuple[Any, ...]) -> bool:
+    """Tell whether PyTorch traces, transforms or profiles a call, and so has to see it as an operation."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._autograd._profiler_enabled()
+        or not _PLAIN.issuperset(map(type, tensors))
+        or tensors[0].is_meta
+    )
+
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+"""Types of tensors that compute for themselves."""
+
+
+def _wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def _problem(arguments: tuple[Any, ...]) -> tuple[Problem, Statistics, str, bool]:
     """Put a call together again from the operation's arguments."""
-    tensors, held = arguments[: len(_TENSORS)], arguments[len(_TENSORS) : _COUNT]
+    query, key, value, bias, slopes, relative, seed = arguments[: len(_TENSORS)]
     left, right, start_causal, scale, rate, asked, backend, fixed = arguments[_COUNT:]
-    mask = Mask(left=left, right=right, start_causal=start_causal, **dict(zip(_MASK_TENSORS, held, strict=True)))
-    problem = Problem(mask=mask, scale=scale, rate=rate, **dict(zip(_TENSORS, tensors, strict=True)))
+    mask = Mask(left, right, start_causal, *arguments[len(_TENSORS) : _COUNT])
+    problem = Problem(query, key, value, mask, scale, bias, slopes, relative, rate, seed)
     return problem, Statistics.parse(asked), backend, fixed
 
 
 @torch.library.impl(_LIBRARY, "attend", "Autograd")
 def _recorded(*arguments: Any) -> list[Tensor]:
     """Record the gradient where it is wanted: for eager calls, and for exported programs, which hold the operation."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments[:_COUNT]):
+    if _wants_gradient(arguments[:_COUNT]):
         # What Function.apply does after binding twenty arguments to a signature, which takes longer than a small call.
         return list(super(torch.autograd.Function, _Attend).apply(*arguments))  # type: ignore[no-untyped-call]
     if forward_ad._current_level >= 0 and any(_has_tangent(x) for x in arguments[:_COUNT]):
@@ -89,22 +132,25 @@ def _has_tangent(tensor: Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
-@torch.library.impl(_LIBRARY, "attend", "CompositeExplicitAutograd")
-@torch.no_grad()
-def _forward(*arguments: Any) -> list[Tensor]:
-    problem, asked, backend, fixed = _problem(arguments)
+def _computed(problem: Problem, asked: Statistics, backend: str) -> Sequence[Tensor]:
+    """Choose a kernel, and compute."""
     problem.mask.check_lengths(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
     kernel, _ = choose(problem, asked, backend)
     with problem.exactly():
-        output, *others = kernel.forward(problem, asked)
+        return kernel.forward(problem, asked)
+
+
+@torch.library.impl(_LIBRARY, "attend", "CompositeExplicitAutograd")
+def _forward(*arguments: Any) -> list[Tensor]:
+    problem, asked, backend, fixed = _problem(arguments)
+    output, *others = _computed(problem, asked, backend)
     return [_laid_out(output, _output_like(problem)) if fixed else output, *others]
 
 
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
-@torch.no_grad()
 def _backward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments[7:])
-    kernel, _ = choose(problem, asked, backend)
+    kernel, _ = choose(problem, asked, backend, training=True)
     with problem.exactly():
         room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
     found = [(room[name], getattr(problem, name)) for name in _GRADIENTS if name in room]
@@ -215,12 +261,13 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @_plain_forward(_COUNT + 8)
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.headwise.attend(*arguments))
+        attend: Any = torch.ops.headwise.attend if _is_watched(arguments[:_COUNT]) else _forward
+        return tuple(attend(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.settings = inputs[_COUNT:]
-        entropy = output[2] if Statistics.parse(ctx.settings[-3]).entropy else None
+        entropy = output[2] if "entropy" in ctx.settings[-3] else None
         ctx.mark_non_differentiable(*output[2 if entropy is None else 3 :])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:_COUNT], *output[:2], entropy)
@@ -236,7 +283,8 @@ class _Attend(torch.autograd.Function):
             return nothing
         # Gradients are recorded here when someone wants second derivatives, and are always so while Dynamo traces.
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        slope: Any = _Slope.apply if again else torch.ops.headwise.attend_backward
+        watched = again or _is_watched((*tensors, *given))
+        slope: Any = _Slope.apply if again else torch.ops.headwise.attend_backward if watched else _backward
         found = iter(slope(*given, output, lse, entropy, needs, *tensors, *ctx.settings))
         first = [next(found) if i < 3 or needs[i - 3] else None for i in range(6)]
         return (*first, *nothing[6:])

@@ -3,7 +3,9 @@
 from headwise.models.checkpoint import load, save
 from headwise.models.classifier import Classifier, Encoder, Pooling
 from headwise.models.config import ClassifierConfig, EncoderConfig, preset
+from headwise.models.cutting import OwnLayout
 from headwise.models.pretrained import load_classifier, load_encoder, locate
+from headwise.models.pretrained_seq2seq import load_seq2seq
 from headwise.models.seq2seq import Decoder, Seq2Seq, State
 from headwise.models.seq2seq_config import DecoderConfig, Seq2SeqConfig, seq2seq_preset
 
@@ -14,6 +16,7 @@ __all__ = [
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "OwnLayout",
     "Pooling",
     "Seq2Seq",
     "Seq2SeqConfig",
@@ -21,6 +24,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_encoder",
+    "load_seq2seq",
     "locate",
     "preset",
     "save",

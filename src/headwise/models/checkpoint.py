@@ -160,7 +160,7 @@ def _kind(described: Mapping[str, Any], path: Path) -> tuple[type[Any], type[Any
     version, kind = described.get("format"), described.get("kind")
     if version is None and "model_type" in described:
         told = f"one of Hugging Face's, {described['model_type']!r}"
-        raise InputError(f"`{path}` must be of a headwise model; got {told}. Read it with load_encoder.")
+        raise InputError(f"`{path}` must be of a headwise model; got {told}. Use load_encoder or load_seq2seq.")
     if version != FORMAT or isinstance(version, bool):
         raise InputError(f"`{path}` must be of format {FORMAT}; got {version!r}. Update headwise, or copy it again.")
     if not isinstance(kind, str) or kind not in _KINDS:

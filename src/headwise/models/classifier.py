@@ -61,7 +61,7 @@ class Encoder(nn.Module):
             Hidden states, shape (B, T, M); those of the padding mean nothing.
         """
         x_BTM = self.embed(tokens_BT, types_BT)
-        mask = Mask.lengths(length_B, length_B.clone())  # torch.compile refuses one tensor in two places
+        mask = Mask.lengths(length_B, length_B)
         for layer, heads in zip(self.layers, self.config.head_names, strict=True):
             x_BTM = layer(x_BTM, mask, bias=parts.bias_of(self.bias, heads))
         return x_BTM if self.final_norm is None else self.final_norm(x_BTM)

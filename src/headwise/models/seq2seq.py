@@ -12,8 +12,9 @@ from headwise.functional.losses import linear_cross_entropy
 from headwise.models import parts
 from headwise.models.classifier import Encoder
 from headwise.models.config import checked
+from headwise.models.copying import Copying
 from headwise.models.seq2seq_config import Seq2SeqConfig
-from headwise.modules import DecoderLayer, HiddenDropout, KeyValueCache, TokenEmbedding
+from headwise.modules import Beams, DecoderLayer, HiddenDropout, KeyValueCache, TokenEmbedding
 
 __all__ = ["Decoder", "Seq2Seq", "State"]
 
@@ -28,7 +29,7 @@ class Decoder(nn.Module):
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
         own = config.decoder.as_encoder(config.encoder, cross=False)
-        self.config = own
+        self.config, self.copy = own, config.copy
         self.positions = parts.added_positions(own)
         self.bias = parts.bias_positions(own, own.head_names, bidirectional=False)
         self.embedding_norm = parts.norm(own) if own.embedding_norm else None
@@ -36,25 +37,37 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(_layer(config, i) for i in range(own.layers))
         self.final_norm = parts.norm(own) if own.norm == "pre" else None
 
-    def forward(self, x_BTM: Tensor, length_B: Tensor, source_BKM: Tensor, source_length_B: Tensor) -> Tensor:
-        """Transform the vectors of texts that are known to their ends and padded there."""
+    def forward(
+        self, x_BTM: Tensor, length_B: Tensor, source_BKM: Tensor, source_length_B: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transform the vectors of texts that are known to their ends and padded there.
+
+        Returns:
+            The states, and for a model that copies the weights with which the last layer's heads look at the source.
+        """
         x_BTM = self._placed(x_BTM, 0)
         own = Mask.causal() & Mask.lengths(length_B, length_B.clone())  # torch.compile refuses one tensor twice
-        masks = own, Mask.lengths(source_length_B)
-        for layer, heads in zip(self.layers, self.config.head_names, strict=True):
-            x_BTM = layer(x_BTM, source_BKM, masks, bias=parts.bias_of(self.bias, heads))
-        return x_BTM if self.final_norm is None else self.final_norm(x_BTM)
+        seen = Mask.lengths(source_length_B)
+        for layer, heads in zip(self._layers, self.config.head_names, strict=True):
+            x_BTM = asking_BTM = layer.listen(x_BTM, own, bias=parts.bias_of(self.bias, heads))
+            x_BTM = layer.read(x_BTM, source_BKM, seen)
+        weights_BHTK = self._layers[-1].weights(asking_BTM, source_BKM, seen) if self.copy else None
+        return x_BTM if self.final_norm is None else self.final_norm(x_BTM), weights_BHTK
 
-    def step(self, x_BWM: Tensor, state: State) -> Tensor:
-        """Transform the vectors of the next position of every beam, and remember it."""
-        x_BWM = self._placed(x_BWM.flatten(0, 1)[:, None], state.length).view_as(x_BWM)
-        mask = Mask.lengths(state.source_length_B)
-        for layer, heads, caches in zip(self.layers, self.config.head_names, state.caches, strict=True):
-            assert isinstance(layer, DecoderLayer), "so they were built"
-            bias = parts.bias_of(self.bias, heads)
-            x_BWM = layer.step(x_BWM, state.source_BKM, caches, mask=mask, bias=bias)
-        state.length += 1
-        return x_BWM if self.final_norm is None else self.final_norm(x_BWM)
+    def step(self, x_BWM: Tensor, state: State) -> tuple[Tensor, Tensor | None]:
+        """Transform the vectors of the next position of every beam, and remember it; results as for `forward`."""
+        x_BWM = self._placed(x_BWM.flatten(0, 1)[:, None], state.beams.length).view_as(x_BWM)
+        state.beams.write(x_BWM.shape[1])
+        seen, source_BKM = Mask.lengths(state.source_length_B), state.source_BKM
+        for layer, heads, (written, source) in zip(self._layers, self.config.head_names, state.caches, strict=True):
+            x_BWM = asking_BWM = layer.listen_on(x_BWM, written, state.beams, bias=parts.bias_of(self.bias, heads))
+            x_BWM = layer.read(x_BWM, source_BKM, seen, source)
+        weights_BHWK = self._layers[-1].weights(asking_BWM, source_BKM, seen, source) if self.copy else None
+        return x_BWM if self.final_norm is None else self.final_norm(x_BWM), weights_BHWK
+
+    @property
+    def _layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def _placed(self, x_BTM: Tensor, offset: int) -> Tensor:
         """Give what goes into the first layer."""
@@ -82,42 +95,37 @@ def _layer(config: Seq2SeqConfig, i: int) -> DecoderLayer:
 
 
 class State:
-    """Hold what decoding keeps: the source of each sentence once, and what each of its beams has written.
+    """Hold what decoding keeps: the source of each sentence once, and what its beams have written.
 
     Args:
-        source_BKM: states of the sources.
+        source_BK: tokens of the sources.
+        source_BKM: their states.
         source_length_B: how many of each are valid.
-        caches: for each layer, what is written, for B x W texts, and the source, for B.
-        beams: how many beams each sentence has.
+        caches: for each layer, what is written, and the source.
     """
 
     def __init__(
         self,
+        source_BK: Tensor,
         source_BKM: Tensor,
         source_length_B: Tensor,
         caches: list[tuple[KeyValueCache, KeyValueCache]],
-        *,
-        beams: int,
     ) -> None:
-        self.source_BKM, self.source_length_B, self.caches, self.beams = source_BKM, source_length_B, caches, beams
-        self.length = 0
-        """How many positions are written."""
+        self.source_BK, self.source_BKM, self.source_length_B = source_BK, source_BKM, source_length_B
+        self.caches = caches
+        self.beams = Beams(len(source_BKM), source_BKM.device)
 
     def reorder(self, parent_BW: Tensor) -> None:
         """Let beam w of sentence b go on from what beam `parent_BW[b, w]` of that sentence had written."""
-        first_B1 = torch.arange(parent_BW.shape[0], device=parent_BW.device)[:, None] * self.beams
-        parent_N = (first_B1 + parent_BW).flatten()
-        for written, _ in self.caches:
-            written.select(parent_N)
-        self.beams = parent_BW.shape[1]
+        self.beams.reorder(parent_BW)
 
     def keep(self, sentence_N: Tensor) -> None:
         """Go on with these sentences only, in this order."""
-        self.source_BKM, self.source_length_B = self.source_BKM[sentence_N], self.source_length_B[sentence_N]
-        beam_W = torch.arange(self.beams, device=sentence_N.device)
-        beam_N = (sentence_N[:, None] * self.beams + beam_W).flatten()
+        self.source_BK, self.source_BKM = self.source_BK[sentence_N], self.source_BKM[sentence_N]
+        self.source_length_B = self.source_length_B[sentence_N]
+        self.beams.keep(sentence_N)
         for written, source in self.caches:
-            written.select(beam_N)
+            written.select(sentence_N)
             source.select(sentence_N)
 
 
@@ -149,6 +157,8 @@ class Seq2Seq(nn.Module):
         width = config.encoder.d_model
         self.output = None if config.tied else nn.Linear(width, config.target_vocabulary, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(config.target_vocabulary)) if config.output_bias else None
+        last = config.decoder.as_encoder(config.encoder, cross=True).head_names[-1]
+        self.copying = Copying(width, len(last)) if config.copy else None
         if self.output is not None:
             nn.init.normal_(self.output.weight, std=width**-0.5)
 
@@ -161,10 +171,15 @@ class Seq2Seq(nn.Module):
             target_BT: tokens that are written, the begin token first, padded at the end.
             target_length_B: how many of each are valid.
         """
+        return self._states(source_BK, source_length_B, target_BT, target_length_B)[0]
+
+    def _states(
+        self, source_BK: Tensor, source_length_B: Tensor, target_BT: Tensor, target_length_B: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         source_BKM = self.encoder(source_BK, source_length_B)
         x_BTM = parts.vectors(self._table, target_BT, self.config.encoder)
-        hidden_BTM: Tensor = self.decoder(x_BTM, target_length_B, source_BKM, source_length_B)
-        return hidden_BTM
+        found: tuple[Tensor, Tensor | None] = self.decoder(x_BTM, target_length_B, source_BKM, source_length_B)
+        return found
 
     def loss(self, batch: PairBatch, *, smoothing: float = 0.0) -> Scored:
         """Sum the cross-entropy of every target token but the first, in nats; tokens x vocabulary are never held.
@@ -174,13 +189,22 @@ class Seq2Seq(nn.Module):
             smoothing: share of the target's probability that is spread over the vocabulary (Szegedy et al. 2016,
                 section 7).
         """
-        target_BT, length_B = batch.target_BT, batch.target_length_B - 1
-        hidden_BTM = self(batch.source_BK, batch.source_length_B, target_BT[:, :-1], length_B)
+        length_B = batch.target_length_B - 1
+        given = batch.source_BK, batch.source_length_B, batch.target_BT[:, :-1], length_B
+        # A call of the model itself is what `torch.compile` and shards know of.
+        hidden_BTM, weights_BHTK = (self(*given), None) if self.copying is None else self._states(*given)
         valid_BT = torch.arange(hidden_BTM.shape[1], device=length_B.device) < length_B[:, None]
-        next_N = target_BT[:, 1:][valid_BT]
-        weight_VM = self._weight
+        next_BT, mixed = batch.target_BT[:, 1:], None
+        if self.copying is not None and weights_BHTK is not None:
+            kept_BT, copied_BT = self.copying.of_target(hidden_BTM, weights_BHTK, batch.source_BK, next_BT)
+            mixed = kept_BT[valid_BT], copied_BT[valid_BT]
         return linear_cross_entropy(
-            hidden_BTM[valid_BT], weight_VM, next_N, bias_V=self.output_bias, smoothing=smoothing
+            hidden_BTM[valid_BT],
+            self._weight,
+            next_BT[valid_BT],
+            bias_V=self.output_bias,
+            smoothing=smoothing,
+            mixed=mixed,
         )
 
     def logits(self, hidden_BTM: Tensor) -> Tensor:
@@ -196,12 +220,19 @@ class Seq2Seq(nn.Module):
             source = KeyValueCache()
             layer.cross_attention.split(source_BKM[:, :1], source_BKM, source)
             caches.append((KeyValueCache(), source))
-        return State(source_BKM, source_length_B, caches, beams=beams)
+        return State(source_BK, source_BKM, source_length_B, caches)
 
     def step(self, token_BW: Tensor, state: State) -> Tensor:
-        """Write one token with each beam, and score what may come next, shape (B, W, V)."""
+        """Write one token with each beam, and score what may come next, shape (B, W, V).
+
+        These are logits; of a model that copies, log-probabilities.
+        """
         x_BWM = parts.vectors(self._table, token_BW, self.config.encoder)
-        return self.logits(self.decoder.step(x_BWM, state))
+        hidden_BWM, weights_BHWK = self.decoder.step(x_BWM, state)
+        logits_BWV = self.logits(hidden_BWM)
+        if self.copying is None:
+            return logits_BWV
+        return self.copying.of_all(hidden_BWM, weights_BHWK, state.source_BK, logits_BWV)
 
     @property
     def _table(self) -> TokenEmbedding:

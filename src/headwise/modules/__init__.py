@@ -2,7 +2,7 @@
 
 from headwise.modules.attention import Attend, AttentionBlock, MultiHeadAttention
 from headwise.modules.blocks import ACTIVATIONS, Activation, DecoderLayer, EncoderLayer, FeedForward
-from headwise.modules.cache import KeyValueCache
+from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import HiddenDropout, drop_heads
 from headwise.modules.embeddings import (
     AlibiPositions,
@@ -19,6 +19,7 @@ __all__ = [
     "AlibiPositions",
     "Attend",
     "AttentionBlock",
+    "Beams",
     "DecoderLayer",
     "EncoderLayer",
     "FeedForward",

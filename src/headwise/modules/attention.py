@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Seen, Statistics
 from headwise.errors import ConfigError, InputError
 from headwise.functional import Rotary, attend, attention_weights
-from headwise.modules.cache import KeyValueCache
+from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import drop_heads
 
 if TYPE_CHECKING:
@@ -24,11 +24,13 @@ class Attend(nn.Module):
 
     Args:
         heads: names of the query heads, in order.
+        scale: factor of the scores; 1 / sqrt(D) where left out.
     """
 
-    def __init__(self, heads: Sequence[int]) -> None:
+    def __init__(self, heads: Sequence[int], *, scale: float | None = None) -> None:
         super().__init__()
         self.heads = tuple(heads)
+        self.scale = scale
 
     def forward(
         self,
@@ -64,8 +66,8 @@ class Attend(nn.Module):
             )
         tensors = query_BHQD, key_BGKD, value_BGKE
         if statistics is None:
-            return attend(*tensors, mask, bias=bias, dropout=dropout)
-        return attend(*tensors, mask, bias=bias, dropout=dropout, statistics=statistics)
+            return attend(*tensors, mask, bias=bias, scale=self.scale, dropout=dropout)
+        return attend(*tensors, mask, bias=bias, scale=self.scale, dropout=dropout, statistics=statistics)
 
     def extra_repr(self) -> str:
         """Show the names of the heads."""
@@ -177,6 +179,36 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             key_BGKD, value_BGKD = cache.append(key_BGKD, value_BGKD)
         return query_BHTD, key_BGKD, value_BGKD
+
+    def step(
+        self,
+        x_BWM: Float[Tensor, "B W M"],
+        cache: KeyValueCache,
+        beams: Beams,
+        *,
+        bias: Alibi | RelativeBias | None = None,
+    ) -> Tensor:
+        """Let the new position of every beam look at what that beam has written.
+
+        Args:
+            x_BWM: the new position of the W beams of each sentence.
+            cache: what all of them have written, in slots.
+            beams: whose slots are whose; those of the new positions are taken already.
+            bias: added to the scores by distance.
+        """
+        self._check(x_BWM, None)
+        at, shape = beams.length - 1, x_BWM.shape[:2]
+
+        def folded(projected_BWN: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+            heads_NH1D = self._heads(projected_BWN.flatten(0, 1)[:, None], norm, at)
+            heads_BHWD: Tensor = heads_NH1D[:, :, 0].unflatten(0, shape).transpose(1, 2)
+            return heads_BHWD
+
+        query_BHWD, key_BGWD = folded(self.query(x_BWM), self.query_norm), folded(self.key(x_BWM), self.key_norm)
+        value_BGWD = self.value(x_BWM).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        written = cache.append(key_BGWD, value_BGWD)
+        mixed_BHWD: Tensor = self.attend(query_BHWD, *written, beams.mask, bias=beams.spread(bias))
+        return self.join(mixed_BHWD)
 
     def join(self, mixed_BHTD: Float[Tensor, "B H T D"]) -> Tensor:
         """Join the heads and project them to the model's width."""

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from headwise.contracts import Alibi, Mask, RelativeBias
 from headwise.errors import ConfigError
+from headwise.functional import attention_weights
 from headwise.modules.attention import MultiHeadAttention
-from headwise.modules.cache import KeyValueCache
+from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import HiddenDropout
 from headwise.modules.norms import build_norm
 
@@ -215,40 +216,57 @@ class DecoderLayer(nn.Module):
             masks: which positions each query may look at, of what is written and of the source.
             bias: added to the scores of what is written, as for `headwise.attend`.
         """
-        x_BTM = self._added(x_BTM, self.attention_norm, lambda x: self.attention(x, mask=masks[0], bias=bias))
-        x_BTM = self._added(
-            x_BTM, self.cross_attention_norm, lambda x: self.cross_attention(x, source_BKM, mask=masks[1])
-        )
-        return self._added(x_BTM, self.feed_forward_norm, self.feed_forward)
+        x_BTM = self.listen(x_BTM, masks[0], bias=bias)
+        return self.read(x_BTM, source_BKM, masks[1])
 
-    def step(
+    def listen(
         self,
-        x_BWM: Float[Tensor, "B W M"],
-        source_BKM: Float[Tensor, "B K M"],
-        caches: tuple[KeyValueCache, KeyValueCache],
-        *,
+        x_BTM: Float[Tensor, "B T M"],
         mask: Mask | None = None,
+        *,
         bias: Tensor | Alibi | RelativeBias | None = None,
     ) -> Tensor:
-        """Go one position on with every beam of every source.
+        """Look at what is written so far: the first part of a layer."""
+        return self._added(x_BTM, self.attention_norm, lambda x: self.attention(x, mask=mask, bias=bias))
 
-        Args:
-            x_BWM: the hidden state of the new position of each beam.
-            source_BKM: the hidden states of the source, which all its beams look at.
-            caches: what was written, for B x W texts, and the source, for B.
-            mask: which positions of the source may be looked at.
-            bias: added to the scores of what is written.
-        """
+    def listen_on(
+        self,
+        x_BWM: Float[Tensor, "B W M"],
+        cache: KeyValueCache,
+        beams: Beams,
+        *,
+        bias: Alibi | RelativeBias | None = None,
+    ) -> Tensor:
+        """Look at what each beam of each source has written, one position on; `beams` tells which of it is whose."""
+        return self._added(x_BWM, self.attention_norm, lambda x: self.attention.step(x, cache, beams, bias=bias))
 
-        def written(x: Tensor) -> Tensor:
-            beams: Tensor = self.attention(x.flatten(0, 1)[:, None], cache=caches[0], bias=bias)
-            return beams.view_as(x)
+    def read(
+        self,
+        x_BTM: Float[Tensor, "B T M"],
+        source_BKM: Float[Tensor, "B K M"],
+        mask: Mask | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Look at the source and think: the rest of a layer. The positions may be the beams of the source."""
 
-        x_BWM = self._added(x_BWM, self.attention_norm, written)
-        x_BWM = self._added(
-            x_BWM, self.cross_attention_norm, lambda x: self.cross_attention(x, source_BKM, mask=mask, cache=caches[1])
-        )
-        return self._added(x_BWM, self.feed_forward_norm, self.feed_forward)
+        def looked(x: Tensor) -> Tensor:
+            seen: Tensor = self.cross_attention(x, source_BKM, mask=mask, cache=cache)
+            return seen
+
+        x_BTM = self._added(x_BTM, self.cross_attention_norm, looked)
+        return self._added(x_BTM, self.feed_forward_norm, self.feed_forward)
+
+    def weights(
+        self,
+        x_BTM: Float[Tensor, "B T M"],
+        source_BKM: Float[Tensor, "B K M"],
+        mask: Mask | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Give the weights with which each head would look at the source in `read`, shape (B, H, T, K)."""
+        asking_BTM = self.cross_attention_norm(x_BTM) if self.norm == "pre" else x_BTM
+        query_BHTD, key_BGKD, _ = self.cross_attention.split(asking_BTM, source_BKM, cache)
+        return attention_weights(query_BHTD, key_BGKD, mask)
 
     def _added(self, x_BTM: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
         """Add what a part makes of the states, normalised before or after."""

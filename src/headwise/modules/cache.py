@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from headwise.contracts import Alibi, Mask, RelativeBias
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["KeyValueCache"]
+__all__ = ["Beams", "KeyValueCache"]
 
 
 class KeyValueCache:
@@ -71,3 +73,65 @@ class KeyValueCache:
     def crop(self, length: int) -> None:
         """Forget all but the first `length` positions."""
         self.length = min(length, self.length)
+
+
+class Beams:
+    """Know who wrote what: the beams of a sentence share one row of slots, and each looks at those of its own past.
+
+    So keys and values never move when a beam goes on from another's past. Only the table of slots does, which is the
+    same for every layer.
+
+    Args:
+        sentences: how many sentences there are.
+        device: where their tokens lie.
+
+    Example:
+        >>> beams = Beams(sentences=1)
+        >>> beams.write(1)
+        >>> beams.reorder(torch.tensor([[0, 0]]))
+        >>> beams.write(2)
+        >>> beams.mask.visible(queries=2, keys=3)[0, 0].int()
+        tensor([[1, 1, 0],
+                [1, 0, 1]], dtype=torch.int32)
+    """
+
+    def __init__(self, sentences: int, device: torch.device | None = None) -> None:
+        self.length = 0
+        """How many positions each beam has written."""
+        self.mask: Mask | None = None
+        """Which slots each beam may look at; `None` where it may look at all."""
+        self.time_N = torch.empty(0, dtype=torch.long, device=device)
+        """At which position each slot was written."""
+        self._slot_BWT = torch.empty(sentences, 1, 0, dtype=torch.long, device=device)
+
+    def write(self, count: int) -> None:
+        """Take a new slot for each beam of every sentence."""
+        slots, sentences = len(self.time_N), len(self._slot_BWT)
+        new_W = torch.arange(slots, slots + count, device=self.time_N.device)
+        self.time_N = torch.cat([self.time_N, torch.full_like(new_W, self.length)])
+        past_BWT = self._slot_BWT.expand(-1, count, -1)
+        self._slot_BWT = torch.cat([past_BWT, new_W[:, None].expand(sentences, -1, 1)], 2)
+        self.length += 1
+        if len(self.time_N) == self.length:
+            self.mask = None
+        else:
+            hidden_BWN = torch.zeros(sentences, count, slots + count, dtype=torch.bool, device=new_W.device)
+            self.mask = Mask.dense(hidden_BWN.scatter_(2, self._slot_BWT, True)[:, None])
+
+    def reorder(self, parent_BW: Int[Tensor, "B W"]) -> None:
+        """Let beam w of sentence b go on from what beam `parent_BW[b, w]` of it has written."""
+        self._slot_BWT = self._slot_BWT.take_along_dim(parent_BW[..., None], 1)
+
+    def keep(self, samples_B: Int[Tensor, " B"]) -> None:
+        """Keep these sentences, in this order."""
+        self._slot_BWT = self._slot_BWT[samples_B]
+
+    def spread(self, bias: Alibi | RelativeBias | None) -> Tensor | None:
+        """Write out a bias by distance for the newest position and every slot: shape (1, H, 1, N)."""
+        distance_N = self.length - 1 - self.time_N
+        if isinstance(bias, Alibi):
+            return (-bias.slopes_H[:, None] * distance_N)[None, :, None]
+        if bias is None:
+            return None
+        place_N = bias.max_distance - distance_N.clamp(max=bias.max_distance)
+        return bias.by_distance()[:, place_N][None, :, None]

@@ -23,6 +23,7 @@ from headwise.recipes.evaluate import evaluate, line, look, predict, predict_tex
 from headwise.recipes.plans import Plan
 from headwise.recipes.run import Run, check_out, open_run, with_data
 from headwise.recipes.train import plan, train
+from headwise.recipes.tune import tune
 
 __all__ = [
     "PairConfig",
@@ -42,5 +43,6 @@ __all__ = [
     "predict_texts",
     "resolve",
     "train",
+    "tune",
     "with_data",
 ]

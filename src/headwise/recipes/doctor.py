@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from headwise.contracts.files import cache_folder
 from headwise.functional import explain
-from headwise.tasks.files import cache_folder
 
 __all__ = ["doctor"]
 

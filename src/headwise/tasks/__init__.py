@@ -1,8 +1,8 @@
 """Turn users' files into batches, and results into figures."""
 
+from headwise.contracts.files import cache_folder
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import Table, open_table, split
-from headwise.tasks.files import cache_folder
 from headwise.tasks.labels import Labels, Prediction
 from headwise.tasks.metrics import Confusion, Matches, score
 from headwise.tasks.pieces import TokenizerSettings

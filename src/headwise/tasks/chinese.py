@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from headwise.contracts.files import cache_folder
 from headwise.tasks.extras import need
-from headwise.tasks.files import cache_folder
 
 __all__ = ["cut_words", "has_chinese", "places_before"]
 

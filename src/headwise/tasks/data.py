@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from headwise.contracts.files import cache_folder
 from headwise.errors import ConfigError, InputError
 from headwise.tasks.columns import Wanted
 from headwise.tasks.extras import need
-from headwise.tasks.files import cache_folder, key_of
+from headwise.tasks.files import key_of
 from headwise.tasks.keeping import LISTED, Keeper
 from headwise.tasks.sources import ALL, Source, find_parts
 

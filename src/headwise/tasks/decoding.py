@@ -166,7 +166,9 @@ class _Search:
         end: int,
         prefix_BT: Tensor | None,
     ) -> None:
-        batch, beams, device = len(source_BK), decoding.beams, source_BK.device
+        batch, device = len(source_BK), source_BK.device
+        # Beams begin alike: a search starts from one. Texts that are drawn go apart by themselves.
+        beams = decoding.beams if decoding.method == "sample" else 1
         self.models, self.decoding, self.end = models, decoding, end
         self.states = [model.begin(source_BK, length_B, beams=beams) for model in models]
         self.found: list[list[Hypothesis]] = [[] for _ in range(batch)]
@@ -176,10 +178,7 @@ class _Search:
         self.chance_BTW: Tensor | None = None
         self.token_BW = torch.full((batch, beams), begin, device=device)
         self.written_BWT = torch.empty(batch, beams, 0, dtype=torch.long, device=device)
-        # All beams begin alike, so that only one of them may count; texts that are drawn go apart by themselves.
         self.sum_BW = torch.zeros(batch, beams, device=device, dtype=torch.float64)
-        if decoding.method != "sample":
-            self.sum_BW[:, 1:] = -math.inf
 
     def draw_chances(self, row_B: Tensor | None) -> None:
         """Draw a number from 0 to 1 for every token of every text, from a generator of each source's own."""
@@ -249,7 +248,7 @@ class _Search:
         count = min(ways, logits_BWV.shape[2])
         value_BWN, token_BWN = _top(logits_BWV, count)
         sum_BWN = (self.sum_BW - total_BW)[..., None] + value_BWN
-        sum_BN, place_BN = sum_BWN.flatten(1).topk(ways)
+        sum_BN, place_BN = sum_BWN.flatten(1).topk(min(ways, sum_BWN[0].numel()))
         return place_BN // count, token_BWN.flatten(1).gather(1, place_BN), sum_BN
 
     def _drawn(self, logits_BWV: Tensor, total_BW: Tensor, chance_BTW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,9 @@ from typing import IO
 
 import numpy as np
 
+from headwise.contracts.files import cache_folder
 from headwise.tasks.data import Table
-from headwise.tasks.files import cache_folder, key_of, progress, written
+from headwise.tasks.files import key_of, progress, written
 from headwise.tasks.tokenizer import Encoded, Tokenizer
 
 __all__ = ["Tokens", "encode_column"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,7 @@ from headwise.contracts.files import replacing
 from headwise.errors import InputError
 from headwise.tasks.extras import need
 
-__all__ = ["cache_folder", "identity", "key_of", "progress", "written"]
-
-
-def cache_folder() -> Path:
-    """Give the one folder that holds all of headwise's caches; it may be deleted at any time.
-
-    It is what the variable `HEADWISE_CACHE` names, else `~/.cache/headwise`.
-    """
-    return Path(os.environ.get("HEADWISE_CACHE") or Path.home() / ".cache" / "headwise").expanduser()
+__all__ = ["identity", "key_of", "progress", "written"]
 
 
 def identity(path: Path) -> list[str | int]:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from headwise.contracts.examples import Batch
+from headwise.contracts.files import cache_folder
 from headwise.errors import InputError
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import Table, open_table, split
 from headwise.tasks.encoding import Tokens, encode_column
-from headwise.tasks.files import cache_folder, key_of
+from headwise.tasks.files import key_of
 from headwise.tasks.labels import Labels
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.sources import Source

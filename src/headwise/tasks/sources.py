@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwise.contracts.files import cache_folder
 from headwise.errors import InputError
 from headwise.tasks.columns import split_name
 from headwise.tasks.extras import need
-from headwise.tasks.files import cache_folder, identity
+from headwise.tasks.files import identity
 from headwise.tasks.readers import Record, Rows, file_format, listed, opened, opened_lines
 
 __all__ = ["ALL", "Part", "Source", "find_parts"]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from headwise.contracts.files import cache_folder
 from headwise.errors import InputError
 from headwise.tasks.extras import need
-from headwise.tasks.files import cache_folder, identity, key_of, written
+from headwise.tasks.files import identity, key_of, written
 from headwise.tasks.vector_files import Row, rows_of
 
 __all__ = ["Coverage", "Vectors", "read_vectors"]

@@ -1,0 +1,3 @@
+"""Bring headwise into models that others wrote."""
+
+__all__: list[str] = []
