@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _USAGE = {
     "train": "TASK --data FILE --out DIR",
     "evaluate": "DIR --data FILE",
     "predict": "DIR",
+    "align": "DIR --data FILE",
     "observe": "DIR --data FILE",
     "doctor": "",
     "demo": "",
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_doctor, _add_demo):
+    for add in (_add_train, _add_evaluate, _add_predict, _add_align, _add_observe, _add_doctor, _add_demo):
         add(commands)
     return parser
 
@@ -165,7 +167,15 @@ def _add_predict(commands: Any) -> None:
     _add_run(parser, required=False)
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; else --data, else lines of stdin")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file of the answers; else the terminal")
+    parser.add_argument("--align", action="store_true", help="link words with those of the text, after `align`")
     parser.add_argument("--json", action="store_true", help="JSON, one object a line, with all probabilities")
+
+
+def _add_align(commands: Any) -> None:
+    told = "find the heads of a translator that align, and link the words of pairs"
+    parser = _command(commands, "align", _align, told, "runs/first --data train.tsv --output links.txt")
+    _add_run(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="links of these pairs, a line each: 0-0 1-2")
 
 
 def _add_observe(commands: Any) -> None:
@@ -285,6 +295,8 @@ def _predict(chosen: Any) -> None:
         raise InputError("texts must come from `--data` or from `--text`; got both. Leave one out.")
     _check_target(chosen.output, "--output")
     run = _opened(chosen)
+    if chosen.align:
+        run = replace(run, aligner=recipes.read_aligner(chosen.folder))
     with _started(chosen, run) as runtime:
         if chosen.data is not None:
             answers: Iterable[Any] = recipes.predict(run, _source(chosen.data), runtime, split=chosen.split)
@@ -329,6 +341,22 @@ def _check_target(path: Path | None, flag: str) -> None:
     if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
         told = "is a folder" if path.is_dir() else f"needs the folder {path.parent} to be there and writable"
         raise InputError(f"`{flag}` must be a file to write; got {path}, which {told}. Choose another.")
+
+
+def _align(chosen: Any) -> None:
+    _check_target(chosen.output, "--output")
+    run = _opened(chosen)
+    with _started(chosen, run) as runtime:
+        aligner = recipes.find_aligner(run, _source(chosen.data), runtime, split=chosen.split)
+        if runtime.first:
+            recipes.save_aligner(aligner, chosen.folder)
+            print(aligner)
+        if chosen.output is None:
+            return
+        links = recipes.align_pairs(run, aligner, _source(chosen.data), runtime, split=chosen.split)
+        contents = "".join(f"{each}\n" for each in links).encode()
+        if runtime.first:
+            write_whole(chosen.output, contents)
 
 
 def _observe(chosen: Any) -> None:

@@ -15,11 +15,12 @@ with start() as runtime:
 ```
 """
 
+from headwise.recipes.aligning import WordLinks, align_texts, read_aligner, save_aligner
 from headwise.recipes.config import RunConfig, resolve
 from headwise.recipes.demo import demo
 from headwise.recipes.describe import describe
 from headwise.recipes.doctor import doctor
-from headwise.recipes.evaluate import evaluate, line, look, predict, predict_texts
+from headwise.recipes.evaluate import align_pairs, evaluate, find_aligner, line, look, predict, predict_texts
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.plans import Plan
 from headwise.recipes.run import Run, check_out, open_run, with_data
@@ -31,18 +32,24 @@ __all__ = [
     "Plan",
     "Run",
     "RunConfig",
+    "WordLinks",
+    "align_pairs",
+    "align_texts",
     "check_out",
     "demo",
     "describe",
     "doctor",
     "evaluate",
+    "find_aligner",
     "line",
     "look",
     "open_run",
     "plan",
     "predict",
     "predict_texts",
+    "read_aligner",
     "resolve",
+    "save_aligner",
     "train",
     "tune",
     "with_data",

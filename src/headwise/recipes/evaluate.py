@@ -11,13 +11,20 @@ import torch
 
 from headwise.contracts import Examples
 from headwise.heads import HeadTable, observe
+from headwise.recipes import rewrite
+from headwise.recipes.aligning import WordLinks, align_texts, translator
 from headwise.recipes.batches import in_batches
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
-from headwise.tasks.sources import Source
+from headwise.tasks.align import Aligner, Lexicon, find_heads
+from headwise.tasks.sources import ALL, Source
 from headwise.training import Runtime
 
-__all__ = ["evaluate", "line", "look", "predict", "predict_texts"]
+__all__ = ["align_pairs", "evaluate", "find_aligner", "line", "look", "predict", "predict_texts"]
+
+
+_SHOWN = 40
+"""Batches, those of the longest texts left out, on which the heads that align are chosen."""
 
 
 def evaluate(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
@@ -57,6 +64,34 @@ def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Any]
 def line(run: Run, answer: Any, *, as_json: bool = False) -> str:
     """Write an answer as one line of text, or as one of JSON."""
     return kind_of(run.config).line(answer, as_json=as_json)
+
+
+def find_aligner(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Aligner:
+    """Find the heads of a translator that align, without gold: by how far they agree with IBM-1 on these pairs.
+
+    Args:
+        run: a run on pairs.
+        source: its training data.
+        runtime: on what.
+        split: rows of which split; left out, all.
+
+    Raises:
+        InputError: for a run of another task, or data that cannot be read.
+    """
+    model, quiet = translator(run).to(runtime.device).eval(), not runtime.first
+    held = kind_of(run.config).examples(run, source, split=split or ALL, quiet=quiet)
+    lexicon = Lexicon(in_batches(held, runtime, told="words"))
+    batches = list(in_batches(held, runtime))
+    return find_heads(model, batches[len(batches) // 4 :][:_SHOWN], lexicon)
+
+
+def align_pairs(
+    run: Run, aligner: Aligner, source: Source, runtime: Runtime, *, split: str | None = None
+) -> list[WordLinks]:
+    """Link the words of every pair of a table, in its order; of a split, for the rows that belong to it."""
+    translator(run)
+    sources, targets = rewrite.texts_of(run, source, split=split, quiet=not runtime.first)
+    return align_texts(run, aligner, sources, targets, runtime)
 
 
 def look(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> HeadTable:
