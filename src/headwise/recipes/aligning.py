@@ -17,7 +17,7 @@ from headwise.recipes.batches import checked_texts, in_batches
 from headwise.recipes.run import Run
 from headwise.tasks.align import Aligner, AligningHead, align, by_words
 from headwise.tasks.encoding import Tokens
-from headwise.tasks.pairs import PairExamples
+from headwise.tasks.pairs import PairExamples, PairSettings
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
 
@@ -71,11 +71,12 @@ def align_texts(
     """
     checked_texts([*sources, *targets])
     model, data = translator(run).to(runtime.device).eval(), run.config.data
-    most = [getattr(data, f"max_{side}") - taken for side, taken in (("source", 1), ("target", 2))]
-    tokens = [
+    assert isinstance(data, PairSettings), "the settings of a run on pairs"
+    most = data.max_source - 1, data.max_target - 2
+    source, target = (
         Tokens.of(run.tokenizer.encode(texts, max_tokens=n)) for texts, n in zip((sources, targets), most, strict=True)
-    ]
-    held = PairExamples(*tokens, model.config.begin, model.config.end)
+    )
+    held = PairExamples(source, target, model.config.begin, model.config.end)
     found: dict[int, list[tuple[int, int]]] = {}
     with torch.inference_mode(), runtime.autocast():
         for batch in in_batches(held, runtime):
@@ -97,8 +98,8 @@ def _of_words(
         [_word_at(begin, end, words) for begin, end in tokenizer.offsets(text, max_tokens=n)]
         for text, words, n in zip((source, target), spans, most, strict=True)
     ]
-    words = [tuple(word.group() for word in each) for each in spans]
-    return WordLinks(*words, tuple(by_words(links, *places)))
+    source_words, target_words = (tuple(word.group() for word in each) for each in spans)
+    return WordLinks(source_words, target_words, tuple(by_words(links, *places)))
 
 
 def _word_at(begin: int, end: int, words: Sequence[re.Match[str]]) -> int:
