@@ -77,13 +77,10 @@ def test_a_cut_model_generates_as_a_gated_one(name):
     assert torch.equal(layout.cut(keep).generate(**given, **settings), expected)
 
 
-@pytest.mark.parametrize("name", ["BERT", "GPT-2", "T5", "ALBERT"])
-def test_importance_is_the_slope_of_each_example(name):
-    model, given, step = (
-        attach(build(BY_NAME[name]).double()),
-        inputs(BY_NAME[name], "right"),
-        1e-3,
-    )  # T5 normalises in float32
+# T5 normalises in float32, so that small steps drown in noise.
+@pytest.mark.parametrize(("name", "step"), [("BERT", 1e-4), ("GPT-2", 1e-4), ("ALBERT", 1e-4), ("T5", 1e-2)])
+def test_importance_is_the_slope_of_each_example(name, step):
+    model, given = attach(build(BY_NAME[name]).double()), inputs(BY_NAME[name], "right")
 
     def losses(held, _=None):
         return held(**given)[0].square().flatten(1).mean(1)
@@ -98,7 +95,9 @@ def test_importance_is_the_slope_of_each_example(name):
                 with torch.no_grad(), gated(model, {place.path: gate}):
                     found.append(losses(model))
             slope = ((found[0] - found[1]) / (2 * step)).abs().mean()
-            assert scores[HeadId(place.path, head)] == pytest.approx(float(slope), rel=1e-3, abs=1e-9)
+            assert scores[HeadId(place.path, head)] == pytest.approx(
+                float(slope), rel=1e-2 if name == "T5" else 1e-4, abs=1e-9
+            )
 
 
 @pytest.mark.parametrize("name", ["BERT", "Mistral", "T5"])
