@@ -2,6 +2,7 @@
 
 from headwise.heads.gates import gated
 from headwise.heads.importance import HeadScores, ablate, gradient_importance, random_scores
+from headwise.heads.learned_gates import LearnedGates
 from headwise.heads.observe import Observer, observe
 from headwise.heads.prune import Plan, plan, plan_within, prune
 from headwise.heads.report import write_page
@@ -12,6 +13,7 @@ from headwise.heads.tokens import Tokens
 __all__ = [
     "HeadScores",
     "HeadTable",
+    "LearnedGates",
     "Observer",
     "Plan",
     "Role",
