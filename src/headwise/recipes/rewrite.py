@@ -37,11 +37,14 @@ from headwise.training import Job, Runtime
 
 __all__ = [
     "Written",
+    "again",
     "card",
     "examples",
     "forward",
     "job",
+    "known",
     "line",
+    "losses",
     "plan",
     "predict",
     "predict_texts",
@@ -196,6 +199,23 @@ def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool 
     table = open_pairs(source, _config(run).data, _TASKS[run.config.task], quiet=quiet)
     held = encode_pairs(table, run.tokenizer, _config(run).data, quiet=quiet)
     return held.select(_rows(table, split))
+
+
+def again(run: Run, source: Source, *, quiet: bool = False) -> Plan:
+    """Read pairs for a model to go on learning from."""
+    task = _TASKS[run.config.task]
+    prepared = prepare_pairs(source, _config(run).data, task, tokenizer=run.tokenizer, quiet=quiet)
+    return Plan(run.config, prepared, run.model)
+
+
+known = examples
+"""Read pairs with what is to be written: as they are looked at."""
+
+
+def losses(model: nn.Module, batch: PairBatch) -> Tensor:
+    """Give the mean cross-entropy of the tokens of a pair, shape (1,)."""
+    assert len(batch.row_B) == 1, "pairs come one by one"
+    return _loss(model, batch, smoothing=0.0).mean[None]
 
 
 def _rows(table: Table, split: str | None) -> Any:
