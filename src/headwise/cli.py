@@ -18,7 +18,7 @@ import torch
 from headwise import recipes
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
-from headwise.heads import write_page
+from headwise.heads import Report
 from headwise.tasks.labels import SKIPPED, Prediction
 from headwise.training import Runtime, start
 
@@ -327,7 +327,7 @@ def _observe(chosen: Any) -> None:
         table = recipes.look(run, chosen.data, runtime, split=chosen.split)
     if not runtime.first:
         return
-    write_page(table, page, about=f"{chosen.folder} on {chosen.data}")
+    Report(table, about=f"{chosen.folder} on {chosen.data}").write(page)
     print(table.to_json() if chosen.json else table)
     print(f"the page is {page}", file=sys.stderr)
 

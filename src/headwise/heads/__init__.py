@@ -2,18 +2,23 @@
 
 from headwise.heads.gates import gated
 from headwise.heads.importance import HeadScores, ablate, gradient_importance, random_scores
+from headwise.heads.maps import Drawing, Picture, draw
 from headwise.heads.observe import Observer, observe
 from headwise.heads.prune import Plan, plan, plan_within, prune
-from headwise.heads.report import write_page
+from headwise.heads.report import Report
 from headwise.heads.table import HeadTable, Seam
 
 __all__ = [
+    "Drawing",
     "HeadScores",
     "HeadTable",
     "Observer",
+    "Picture",
     "Plan",
+    "Report",
     "Seam",
     "ablate",
+    "draw",
     "gated",
     "gradient_importance",
     "observe",
@@ -21,5 +26,4 @@ __all__ = [
     "plan_within",
     "prune",
     "random_scores",
-    "write_page",
 ]
