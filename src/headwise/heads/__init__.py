@@ -5,7 +5,8 @@ from headwise.heads.importance import HeadScores, ablate, gradient_importance, r
 from headwise.heads.maps import Drawing, Picture, draw
 from headwise.heads.observe import Observer, observe
 from headwise.heads.prune import Plan, plan, plan_within, prune
-from headwise.heads.report import Report
+from headwise.heads.report import Report, page_of
+from headwise.heads.report_data import Packed
 from headwise.heads.table import HeadTable, Seam
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "HeadScores",
     "HeadTable",
     "Observer",
+    "Packed",
     "Picture",
     "Plan",
     "Report",
@@ -22,6 +24,7 @@ __all__ = [
     "gated",
     "gradient_importance",
     "observe",
+    "page_of",
     "plan",
     "plan_within",
     "prune",

@@ -181,6 +181,21 @@ def _weights(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any], rows: 
     return attention_weights(args[0], args[1], mask, **given)[0]
 
 
+def _weights_of_head(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any], at: int, rows: slice) -> Tensor:
+    """Compute the weights of one head, shape (Q, K); of all heads where bias or mask may be a head's own."""
+    if _has_own(args, kwargs):
+        return _weights(seam, args, kwargs, rows)[at]
+    query_BHQD, key_BGKD = args[:2]
+    group = at // (query_BHQD.shape[1] // key_BGKD.shape[1])
+    alone = query_BHQD[:, at : at + 1], key_BGKD[:, group : group + 1], *args[2:]
+    return _weights(seam, alone, kwargs, rows)[0]
+
+
+def _has_own(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    mask = args[3] if len(args) > 3 else kwargs.get("mask")
+    return kwargs.get("bias") is not None or (mask is not None and mask.dense_BHQK is not None)
+
+
 def _map_of_pass(seen: Seen) -> Tensor:
     assert seen.map_BHPP is not None, "the map was asked for"
     assert seen.map_count_BHP is not None, "a map comes with its count"
@@ -269,15 +284,11 @@ def _zoom(
     if not wanted or place not in coarse:
         return
     picture = coarse[place]
-    step = max(1, _BLOCK // (picture.keys * len(picture.heads)))
+    step = max(1, _BLOCK // (picture.keys * (len(picture.heads) if _has_own(args, kwargs) else 1)))
     made: list[Window] = []
     for head in wanted:
         at = picture.heads.index(head)
-
-        def weights_of(rows: slice, at: int = at) -> Tensor:
-            # Of all heads, so that biases and grouped keys need no taking apart.
-            return _weights(seam, args, kwargs, rows)[at]
-
+        weights_of = partial(_weights_of_head, seam, args, kwargs, at)
         made += windows_of(head, picture.map_HPN[at], (picture.queries, picture.keys), weights_of, step)
     coarse[place] = replace(picture, windows=tuple(made))
 

@@ -49,6 +49,10 @@ class Packed:
         kind = torch.int16 if not values.numel() or int(values.max()) < 1 << 15 else torch.int32
         return self._add(values.to(kind), values, {})
 
+    def floats(self, values: Tensor) -> dict[str, Any]:
+        """Pack numbers as they are, in float32."""
+        return self._add(values.float(), values, {}) | {"float": True}
+
     def _add(self, coded: Tensor, values: Tensor, scale: dict[str, float]) -> dict[str, Any]:
         if not all(map(math.isfinite, scale.values())):
             raise InputError("what is shown must be finite; got NaN or infinity. The weights may have diverged.")

@@ -31,14 +31,4 @@ class Page {
   }
 }
 
-(async () => {
-  try {
-    const data = JSON.parse(document.getElementById("data").textContent);
-    const numbers = new Numbers(await unpacked(document.getElementById("numbers").textContent, data.packing));
-    new Page(data, numbers).follow();
-    document.documentElement.dataset.ready = "yes";
-  } catch (error) {
-    document.getElementById("main").replaceChildren(make("p", { className: "problem", role: "alert" }, error.message));
-    throw error;
-  }
-})();
+opened((data, numbers) => new Page(data, numbers).follow());

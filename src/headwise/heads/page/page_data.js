@@ -49,7 +49,7 @@ class Numbers {
   // The bytes or indices of a packed array, with its shape.
   codes(ref) {
     const size = ref.shape.reduce((product, length) => product * length, 1);
-    const Kind = { 1: Uint8Array, 2: Int16Array, 4: Int32Array }[ref.bytes];
+    const Kind = ref.float ? Float32Array : { 1: Uint8Array, 2: Int16Array, 4: Int32Array }[ref.bytes];
     return new Kind(this.buffer, ref.at, size);
   }
   value(ref, code) {
@@ -114,4 +114,16 @@ function tableBehind(summary, names, rows) {
     if (details.open && details.children.length === 1) details.append(make("div", { className: "scroll" }, sortable(summary, names, rows())));
   });
   return details;
+}
+
+// Reads what the page holds and hands it on; says so where that fails.
+async function opened(begin) {
+  try {
+    const data = JSON.parse(document.getElementById("data").textContent);
+    begin(data, new Numbers(await unpacked(document.getElementById("numbers").textContent, data.packing)));
+    document.documentElement.dataset.ready = "yes";
+  } catch (error) {
+    document.getElementById("main").replaceChildren(make("p", { className: "problem", role: "alert" }, error.message));
+    throw error;
+  }
 }
