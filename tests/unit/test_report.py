@@ -24,7 +24,7 @@ from headwise import (
     attention_weights,
 )
 from headwise.heads import Report, draw, observe
-from headwise.recipes.tour import tour
+from headwise.recipes.tour import tour, walk
 
 UGLY = '</script><b onclick="x()">\'&amp;'
 
@@ -287,10 +287,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         draw(layer, lambda: None, words)
     with pytest.raises(InputError, match="got 5 for layers that saw 4"):
         draw(layer, lambda: layer(torch.randn(1, 4, 16)), words)
+    table, x_BTM = drawn(encoder_of(), 5)[0], torch.full((1, 5, 16), torch.nan)
+    lost = Report(table, [draw(layer, lambda: layer(x_BTM), words)])
     with pytest.raises(InputError, match="got NaN or infinity"):
-        x_BTM = torch.full((1, 5, 16), torch.nan)
-        table, _, _ = drawn(encoder_of(), 5)
-        Report(table, [draw(layer, lambda: layer(x_BTM), words)]).to_html()
+        lost.to_html()
     assert not any(seam._forward_hooks or seam._forward_pre_hooks for seam in layer.modules())
     with pytest.raises(InputError, match="a file that can be written"):
         Report(table).write(tmp_path / "nowhere" / "heads.html")
@@ -305,11 +305,10 @@ def test_drawing_changes_no_output():
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_the_tour_tells_what_the_layer_does(norm, tmp_path, monkeypatch):
+def test_the_tour_tells_what_the_layer_does(norm, tmp_path):
     encoder = encoder_of(norm=norm, positions="sinusoidal")
     ids = [5, 7, 9, 5]
-    monkeypatch.setattr("headwise.recipes.tour._opened", lambda *_: ("a model", encoder, ("a", UGLY, "c", "a"), ids))
-    walked = tour("some words")
+    walked = walk("a model", encoder, ("a", UGLY, "c", "a"), ids)
     layer, x_BTM = encoder.layers[0], encoder.embed(torch.tensor([ids]))
     with torch.no_grad():
         inner = layer.attention_norm(x_BTM) if norm == "pre" else x_BTM

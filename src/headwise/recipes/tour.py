@@ -22,7 +22,7 @@ from headwise.modules import EncoderLayer
 from headwise.recipes.run import open_run
 from headwise.tasks.tokenizer import Tokenizer
 
-__all__ = ["Tour", "tour"]
+__all__ = ["Tour", "tour", "walk"]
 
 _SCRIPTS = ("page_data.js", "page_tour.js")
 _MOST = 64
@@ -122,8 +122,51 @@ def tour(sentence: str, model: str = "auto") -> Tour:
     told, encoder, tokens, ids = _opened(sentence, model)
     if not 1 <= len(ids) <= _MOST or not sentence.strip():
         raise InputError(f"a sentence must have 1 to {_MOST} tokens; got {len(ids)}. Take another.")
-    with torch.inference_mode():
-        return _walked(told, encoder.eval().float(), tokens, torch.tensor([ids]))
+    return walk(told, encoder, tokens, ids)
+
+
+@torch.no_grad()
+def walk(told: str, encoder: Encoder, tokens: Sequence[str], ids: Sequence[int]) -> Tour:
+    """Take the first layer of an encoder apart into the article's steps.
+
+    Args:
+        told: which model it is, in words.
+        encoder: the model.
+        tokens: what it reads, as it is to be shown.
+        ids: the same, as token ids.
+    """
+    layer, ids_BT = encoder.eval().layers[0], torch.tensor([ids])
+    assert isinstance(layer, EncoderLayer), "so it was built"
+    attention, before = layer.attention, layer.norm == "pre"
+    word_BTM = encoder.tokens(ids_BT)
+    place_BTM = torch.zeros_like(word_BTM)
+    x_BTM = encoder.embed(ids_BT)
+    query_BHTD, key_BGTD, value_BGTD = attention.split(layer.attention_norm(x_BTM) if before else x_BTM)
+    key_BHTD, value_BHTD = (x.repeat_interleave(query_BHTD.shape[1] // x.shape[1], 1) for x in (key_BGTD, value_BGTD))
+    bias = None if encoder.bias is None else encoder.bias(attention.heads)
+    weights_BHTT = attention_weights(query_BHTD, key_BHTD, bias=bias)
+    mixed_BHTD = weights_BHTT @ value_BHTD
+    projected_BTM = attention.join(mixed_BHTD)
+    summed_BTM = x_BTM + projected_BTM
+    return Tour(
+        told,
+        tuple(tokens),
+        attention.heads,
+        before,
+        bias is not None,
+        word_BTM[0],
+        place_BTM[0] if encoder.positions is None else encoder.positions(place_BTM)[0],
+        x_BTM[0],
+        query_BHTD[0],
+        key_BHTD[0],
+        value_BHTD[0],
+        (query_BHTD @ key_BHTD.transpose(-1, -2))[0] / attention.d_head**0.5,
+        weights_BHTT[0],
+        mixed_BHTD[0],
+        projected_BTM[0],
+        summed_BTM[0],
+        summed_BTM[0] if before else layer.attention_norm(summed_BTM)[0],
+    )
 
 
 def _opened(sentence: str, model: str) -> tuple[str, Encoder, tuple[str, ...], Sequence[int]]:
@@ -151,42 +194,6 @@ def _random(sentence: str) -> tuple[str, Encoder, tuple[str, ...], Sequence[int]
         size = {"d_model": 64, "heads": 4, "layers": 1, "d_ff": 64}
         encoder = Encoder(EncoderConfig(vocabulary=max(1, len(known)), norm="post", positions="sinusoidal", **size))
     return "A small random model that has learned nothing", encoder, words, [known[word] for word in words]
-
-
-def _walked(told: str, encoder: Encoder, tokens: tuple[str, ...], ids_BT: Tensor) -> Tour:
-    """Take the first layer apart into the article's steps."""
-    layer = encoder.layers[0]
-    assert isinstance(layer, EncoderLayer), "so it was built"
-    attention, before = layer.attention, layer.norm == "pre"
-    word_BTM = encoder.tokens(ids_BT)
-    place_BTM = torch.zeros_like(word_BTM)
-    x_BTM = encoder.embed(ids_BT)
-    query_BHTD, key_BGTD, value_BGTD = attention.split(layer.attention_norm(x_BTM) if before else x_BTM)
-    key_BHTD, value_BHTD = (x.repeat_interleave(query_BHTD.shape[1] // x.shape[1], 1) for x in (key_BGTD, value_BGTD))
-    bias = None if encoder.bias is None else encoder.bias(attention.heads)
-    weights_BHTT = attention_weights(query_BHTD, key_BHTD, bias=bias)
-    mixed_BHTD = weights_BHTT @ value_BHTD
-    projected_BTM = attention.join(mixed_BHTD)
-    summed_BTM = x_BTM + projected_BTM
-    return Tour(
-        told,
-        tokens,
-        attention.heads,
-        before,
-        bias is not None,
-        word_BTM[0],
-        place_BTM[0] if encoder.positions is None else encoder.positions(place_BTM)[0],
-        x_BTM[0],
-        query_BHTD[0],
-        key_BHTD[0],
-        value_BHTD[0],
-        (query_BHTD @ key_BHTD.transpose(-1, -2))[0] / attention.d_head**0.5,
-        weights_BHTT[0],
-        mixed_BHTD[0],
-        projected_BTM[0],
-        summed_BTM[0],
-        summed_BTM[0] if before else layer.attention_norm(summed_BTM)[0],
-    )
 
 
 def _some(vector_M: Tensor) -> str:

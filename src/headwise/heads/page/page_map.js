@@ -18,6 +18,7 @@ function layersOf(picture, at, closer) {
 
 // The tokens of a cell: position i falls in cell floor(i cells / length).
 const firstOf = (cell, cells, length) => Math.ceil(cell * length / cells);
+const cellOf = (at, cells, length) => Math.min(cells - 1, Math.floor(at * cells / length));
 function spanOf(cell, cells, length, offset) {
   const [first, last] = [firstOf(cell, cells, length), firstOf(cell + 1, cells, length) - 1];
   return { first: offset + first, last: offset + Math.max(first, last) };
@@ -35,13 +36,13 @@ function mapOf(page, drawing, picture, at, closer) {
     ...layers.map((layer, i) => make("option", { value: String(i), textContent: `${layer.name} (${layer.map.shape.join(" × ")})` })));
   let layer = layers[0], source = null, view = null, cursor = { row: 0, column: 0 };
 
-  function show(next) {
+  function show(next, row, column) {
     layer = next;
     choose.value = String(layers.indexOf(layer));
     source = pictureOf(layer.map, numbers);
     const [rows, columns] = layer.map.shape;
     view = { row: 0, column: 0, rows, columns };
-    cursor = strongest(1)[0] ?? cursor;
+    cursor = row ? { row: cellOf(row.first - layer.query, rows, layer.queries), column: cellOf(column.first - layer.key, columns, layer.keys) } : strongest(1)[0] ?? { row: 0, column: 0 };
     key.replaceChildren(legend("0", told(layer.map.top), told(layer.map.top / 4)));
     canvas.setAttribute("aria-label", `Map of where this head looks, ${layer.name}, ${rows} rows by ${columns} columns. `
       + `Its brightest cell holds ${told(layer.map.top)} of a row. Arrow keys move, plus and minus zoom; the table below holds the strongest cells.`);
@@ -124,20 +125,22 @@ function mapOf(page, drawing, picture, at, closer) {
   }
   const clamp = (value, length) => Math.max(0, Math.min(length - 1, value));
 
-  // Below eight cells a finer layer around the cursor takes over, where one is stored.
+  // Where few cells are left, a finer layer takes over at the same place, if one is stored there.
   function zoom(factor) {
+    const fine = (each) => each.queries * each.keys / each.map.shape[0] / each.map.shape[1];
+    const [row, column] = spans(cursor), [seen, other] = [view.rows * layer.queries / layer.map.shape[0], view.columns * layer.keys / layer.map.shape[1]];
+    const holds = (each) => each.query <= row.first && row.first < each.query + each.queries && each.key <= column.first && column.first < each.key + each.keys;
+    const finer = layers.find((each) => holds(each) && fine(each) < fine(layer) * 0.9);
+    const coarser = [...layers].reverse().find((each) => fine(each) > fine(layer) * 1.1);
+    if (factor < 1 && finer && Math.min(view.rows, view.columns) * factor < 16) show(finer, row, column);
+    else if (factor > 1 && coarser && view.rows >= layer.map.shape[0] && view.columns >= layer.map.shape[1]) show(coarser, row, column);
     const [rows, columns] = layer.map.shape;
-    const [row, column] = spans(cursor);
-    const finer = layers.find((each) => each.queries * each.keys / each.map.shape[0] / each.map.shape[1] < layer.queries * layer.keys / rows / columns * 0.9
-      && each.query <= row.first && row.first < each.query + each.queries && each.key <= column.first && column.first < each.key + each.keys);
-    if (factor < 1 && finer && Math.min(view.rows, view.columns) * factor < 16) return show(finer);
-    view.rows = Math.max(4, Math.min(rows, Math.round(view.rows * factor)));
-    view.columns = Math.max(4, Math.min(columns, Math.round(view.columns * factor)));
-    view.rows = Math.min(view.rows, rows);
-    view.columns = Math.min(view.columns, columns);
+    const cells = (span, length, count) => Math.max(Math.min(4, count), Math.min(count, Math.round(span * factor * count / length)));
+    view = { rows: cells(seen, layer.queries, rows), columns: cells(other, layer.keys, columns) };
     view.row = Math.max(0, Math.min(rows - view.rows, cursor.row - Math.floor(view.rows / 2)));
     view.column = Math.max(0, Math.min(columns - view.columns, cursor.column - Math.floor(view.columns / 2)));
-    return paint();
+    paint();
+    read();
   }
   const all = () => show(layer);
 
