@@ -34,15 +34,18 @@ function mapOf(page, drawing, picture, at, closer) {
   const readout = make("p", { className: "readout small", role: "status", "aria-live": "polite" }), key = make("div", {});
   const choose = make("select", { onchange: () => show(layers[Number(choose.value)]) },
     ...layers.map((layer, i) => make("option", { value: String(i), textContent: `${layer.name} (${layer.map.shape.join(" × ")})` })));
-  let layer = layers[0], source = null, view = null, cursor = { row: 0, column: 0 };
+  let layer = layers[0], source = null, view = null, cursor = { row: 0, column: 0 }, aim = null;
 
   function show(next, row, column) {
     layer = next;
+    if (!row) aim = layer.queries === picture.queries ? spotOf(layers.find((each) => each.place && each.queries === each.map.shape[0])) : null;
     choose.value = String(layers.indexOf(layer));
     source = pictureOf(layer.map, numbers);
     const [rows, columns] = layer.map.shape;
     view = { row: 0, column: 0, rows, columns };
-    cursor = row ? { row: cellOf(row.first - layer.query, rows, layer.queries), column: cellOf(column.first - layer.key, columns, layer.keys) } : strongest(1)[0] ?? { row: 0, column: 0 };
+    if (aim) cursor = within(aim.query, aim.key);
+    else if (row) cursor = within(row, column);
+    else cursor = strongest(1)[0] ?? { row: 0, column: 0 };
     key.replaceChildren(legend("0", told(layer.map.top), told(layer.map.top / 4)));
     canvas.setAttribute("aria-label", `Map of where this head looks, ${layer.name}, ${rows} rows by ${columns} columns. `
       + `Its brightest cell holds ${told(layer.map.top)} of a row. Arrow keys move, plus and minus zoom; the table below holds the strongest cells.`);
@@ -50,6 +53,24 @@ function mapOf(page, drawing, picture, at, closer) {
     readout.textContent = "Point at a cell, or focus the map and use the arrow keys; + and − zoom, 0 shows all.";
   }
 
+  // The word that looks and the one that is looked at in the strongest cell of a window: where zooming leads at first.
+  function spotOf(window) {
+    if (!window) return null;
+    const codes = numbers.codes(window.map), columns = window.map.shape[1], best = codes.indexOf(codes.reduce((a, b) => Math.max(a, b), 0));
+    const [query, key_] = [window.query + Math.floor(best / columns), window.key + best % columns];
+    return { query: { first: query, last: query }, key: { first: key_, last: key_ } };
+  }
+  // The strongest of the cells that cover a place, as far as this layer reaches.
+  function within(row, column) {
+    const [rows, columns] = layer.map.shape, codes = numbers.codes(layer.map), place = (at, cells, length) => cellOf(Math.max(0, at), cells, length);
+    const [top, bottom] = [place(row.first - layer.query, rows, layer.queries), place(row.last - layer.query, rows, layer.queries)];
+    const [left, right] = [place(column.first - layer.key, columns, layer.keys), place(column.last - layer.key, columns, layer.keys)];
+    let best = { row: top, column: left };
+    for (let y = top; y <= bottom; y += 1) {
+      for (let x = left; x <= right; x += 1) if (codes[y * columns + x] > codes[best.row * columns + best.column]) best = { row: y, column: x };
+    }
+    return best;
+  }
   function strongest(count) {
     const columns = layer.map.shape[1], codes = numbers.codes(layer.map);
     const order = Array.from(codes.keys()).filter((i) => codes[i]).sort((a, b) => codes[b] - codes[a]).slice(0, count);
@@ -117,6 +138,7 @@ function mapOf(page, drawing, picture, at, closer) {
     readout.textContent = `${word(rowTokens, row)} → ${word(columnTokens, column)}: ${(100 * valueAt(cursor)).toFixed(1)} % of its attention`;
   }
   function move(rows, columns) {
+    aim = null;
     cursor = { row: clamp(cursor.row + rows, layer.map.shape[0]), column: clamp(cursor.column + columns, layer.map.shape[1]) };
     view.row = Math.min(Math.max(view.row, cursor.row - view.rows + 1), cursor.row);
     view.column = Math.min(Math.max(view.column, cursor.column - view.columns + 1), cursor.column);
@@ -128,8 +150,9 @@ function mapOf(page, drawing, picture, at, closer) {
   // Where few cells are left, a finer layer takes over at the same place, if one is stored there.
   function zoom(factor) {
     const fine = (each) => each.queries * each.keys / each.map.shape[0] / each.map.shape[1];
-    const [row, column] = spans(cursor), [seen, other] = [view.rows * layer.queries / layer.map.shape[0], view.columns * layer.keys / layer.map.shape[1]];
-    const holds = (each) => each.query <= row.first && row.first < each.query + each.queries && each.key <= column.first && column.first < each.key + each.keys;
+    const [row, column] = aim ? [aim.query, aim.key] : spans(cursor), [seen, other] = [view.rows * layer.queries / layer.map.shape[0], view.columns * layer.keys / layer.map.shape[1]];
+    const meets = (from, to, span) => from <= span.last && span.first < to;
+    const holds = (each) => meets(each.query, each.query + each.queries, row) && meets(each.key, each.key + each.keys, column);
     const finer = layers.find((each) => holds(each) && fine(each) < fine(layer) * 0.9);
     const coarser = [...layers].reverse().find((each) => fine(each) > fine(layer) * 1.1);
     if (factor < 1 && finer && Math.min(view.rows, view.columns) * factor < 16) show(finer, row, column);
@@ -156,7 +179,7 @@ function mapOf(page, drawing, picture, at, closer) {
     const at = { row: view.row + Math.floor((event.clientY - frame.top - y) / h), column: view.column + Math.floor((event.clientX - frame.left - x) / w) };
     return at.row >= view.row && at.row < view.row + view.rows && at.column >= view.column && at.column < view.column + view.columns ? at : null;
   };
-  canvas.addEventListener("pointermove", (event) => { const at = cellAt(event); if (at) { cursor = at; paint(); read(); } });
+  canvas.addEventListener("pointermove", (event) => { const at = cellAt(event); if (at) { cursor = at; aim = null; paint(); read(); } });
   canvas.addEventListener("dblclick", () => zoom(0.5));
   page.resized = paint;
   requestAnimationFrame(() => show(layer));

@@ -53,7 +53,7 @@ function gridOf(page, table, part, rows, [low, high]) {
     const value = row[page.colour], share = typeof value !== "number" ? 0 : high > low ? (value - low) / (high - low) : 0.5;
     const [red, green, blue] = coloured(share);
     const button = make("button", { type: "button", tabIndex: -1, onclick: () => page.open(table.name, row) }, short(value));
-    button.setAttribute("aria-label", `${named(row)}, ${part}: ${page.colour} ${told(value)}${row.role ? `, ${row.role}` : ""}`);
+    button.setAttribute("aria-label", `${named(row)}, ${part}: ${page.colour} ${short(value)}${row.role ? `, ${row.role}` : ""}`);
     button.style.background = `rgb(${red} ${green} ${blue})`;
     // The ink that stands out more, by relative luminance.
     button.style.color = 0.2126 * (red / 255) ** 2.2 + 0.7152 * (green / 255) ** 2.2 + 0.0722 * (blue / 255) ** 2.2 > 0.18 ? "#000" : "#fff";
