@@ -18,7 +18,6 @@ import torch
 from headwise import recipes
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
-    Report(table, about=f"{chosen.folder} on {' and '.join(chosen.data)}").write(page)
 from headwise.training import Runtime, start
 
 __all__ = ["main"]
@@ -29,6 +28,7 @@ _USAGE = {
     "evaluate": "DIR --data FILE",
     "predict": "DIR",
     "observe": "DIR --data FILE",
+    "tour": "SENTENCE",
     "doctor": "",
     "demo": "",
 }
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_doctor, _add_demo):
+    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_tour, _add_doctor, _add_demo):
         add(commands)
     return parser
 
@@ -114,6 +114,12 @@ def _command(commands: Any, name: str, run: Callable[[Any], None], told: str, ex
 def _threads(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. Leave it out for all.")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}. 0 is none.")
     return int(text)
 
 
@@ -173,7 +179,19 @@ def _add_observe(commands: Any) -> None:
     parser = _command(commands, "observe", _observe, "see what every head of a run does on texts", example)
     _add_run(parser)
     parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run by default")
+    parser.add_argument("--texts", type=_count, default=4, metavar="N", help="texts to draw; 4 by default, 0 for none")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="run before heads were cut, to stand beside")
     parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
+
+
+def _add_tour(commands: Any) -> None:
+    told = "walk through attention step by step, with a model's own numbers"
+    parser = _command(commands, "tour", _tour, told, '"The animal was tired."')
+    parser.add_argument("sentence", metavar="SENTENCE", help="a sentence of your own")
+    parser.add_argument(
+        "--model", default="auto", metavar="FROM", help="minilm (default), random, a run, a FOLDER or HUB_ID"
+    )
+    parser.add_argument("--page", type=Path, default=Path("tour.html"), metavar="HTML", help="the page; tour.html")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -334,13 +352,27 @@ def _check_target(path: Path | None, flag: str) -> None:
 def _observe(chosen: Any) -> None:
     run, page = _opened(chosen), chosen.page or chosen.folder / "heads.html"
     _check_target(page, "--page")
+    given: dict[str, Any] = {"split": chosen.split, "texts": chosen.texts}
     with _started(chosen, run) as runtime:
-        table = recipes.look(run, _source(chosen.data), runtime, split=chosen.split)
+        source = _source(chosen.data)
+        if chosen.before:
+            older = recipes.with_data(recipes.open_run(chosen.before), _data_settings(chosen))
+            given["before"] = recipes.look(older, source, runtime, split=chosen.split)
+        given["about"] = f"{chosen.folder} on {' and '.join(chosen.data)}"
+        report = recipes.report(run, source, runtime, **given)
     if not runtime.first:
         return
-    Report(table, about=f"{chosen.folder} on {' and '.join(chosen.data)}").write(page)
-    print(table.to_json() if chosen.json else table)
+    report.write(page)
+    print(report.table.to_json() if chosen.json else report.table)
     print(f"the page is {page}", file=sys.stderr)
+
+
+def _tour(chosen: Any) -> None:
+    _check_target(chosen.page, "--page")
+    walked = recipes.tour(chosen.sentence, chosen.model)
+    walked.write(chosen.page)
+    print("\n".join(walked.lines()))
+    print(f"the page is {chosen.page}", file=sys.stderr)
 
 
 def _doctor(chosen: Any) -> None:

@@ -2,7 +2,7 @@
 
 from headwise.heads.gates import gated
 from headwise.heads.importance import HeadScores, ablate, gradient_importance, random_scores
-from headwise.heads.maps import Drawing, Picture, draw
+from headwise.heads.maps import Drawing, Picture, draw, sharpness
 from headwise.heads.observe import Observer, observe
 from headwise.heads.prune import Plan, plan, plan_within, prune
 from headwise.heads.report import Report, page_of
@@ -29,4 +29,5 @@ __all__ = [
     "plan_within",
     "prune",
     "random_scores",
+    "sharpness",
 ]

@@ -18,7 +18,7 @@ from headwise.heads.gates import seams_of
 from headwise.heads.zoom import CELLS, Window, cell_of, cells_of, pooled, windows_of
 from headwise.modules import Attend
 
-__all__ = ["Drawing", "Picture", "draw"]
+__all__ = ["Drawing", "Picture", "draw", "sharpness"]
 
 _LINKS = 3
 _BLOCK = 1 << 24
@@ -124,6 +124,27 @@ def draw(
         with torch.no_grad(), _hooked(model, _pass, partial(_zoom, coarse, chosen)):
             call()
     return replace(drawing, pictures=tuple(coarse.get(place, each) for place, each in found.items()), closer=chosen)
+
+
+@contextmanager
+def sharpness(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Learn how much each head gives to the strongest key of a query, on average over the live queries of each text.
+
+    Gives numbers from 0 to 1, shape (B, H), by the place of the seam, for the last call that is made inside.
+    """
+    found: dict[str, Tensor] = {}
+
+    def ask(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {"statistics": Statistics(peak=True)}
+
+    def hear(place: str, seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        output, seen = result
+        live_BHQ = seen.live_BHQ
+        found[place] = seen.peak_BHQ.masked_fill(~live_BHQ, 0).sum(2) / live_BHQ.sum(2).clamp(min=1)
+        return output
+
+    with _hooked(model, ask, hear):
+        yield found
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from headwise.recipes.describe import describe
 from headwise.recipes.doctor import doctor
 from headwise.recipes.evaluate import evaluate, line, look, predict, predict_texts
 from headwise.recipes.plans import Plan
+from headwise.recipes.report import report
 from headwise.recipes.run import Run, check_out, open_run, with_data
+from headwise.recipes.tour import Tour, tour
 from headwise.recipes.train import plan, train
 from headwise.recipes.tune import tune
 
@@ -30,6 +32,7 @@ __all__ = [
     "Plan",
     "Run",
     "RunConfig",
+    "Tour",
     "check_out",
     "demo",
     "describe",
@@ -41,7 +44,9 @@ __all__ = [
     "plan",
     "predict",
     "predict_texts",
+    "report",
     "resolve",
+    "tour",
     "train",
     "tune",
     "with_data",

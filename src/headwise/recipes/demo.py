@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headwise.data import reviews
-from headwise.heads import Report
 from headwise.recipes.config import RunConfig, resolve
-from headwise.recipes.evaluate import evaluate, look, predict_texts
+from headwise.recipes.evaluate import evaluate, predict_texts
+from headwise.recipes.report import report
 from headwise.recipes.run import open_run, was_begun
 from headwise.recipes.train import plan, train
 from headwise.training import Runtime
@@ -38,7 +38,7 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
         accuracy = evaluate(run, source, runtime)["accuracy"]
         page = folder / "heads.html"
         about = f"The model of {folder}, on the test part of {source.name}"
-        Report(look(run, source, runtime), about=about).write(page)
+        report(run, source, runtime, about=about).write(page)
         answer = predict_texts(run, [_SAID[language]], runtime)[0]
         yield f"{language}: accuracy {accuracy:.4f} on held-out reviews, after {time.monotonic() - began:.0f} s"
         yield f"{language}: “{_SAID[language]}” is {answer.label} ({answer.probabilities[answer.label]:.0%})"

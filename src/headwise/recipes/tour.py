@@ -19,6 +19,7 @@ from headwise.heads import Packed, page_of
 from headwise.models import Encoder, EncoderConfig, load_encoder
 from headwise.models.pretrained import locate
 from headwise.modules import EncoderLayer
+from headwise.recipes.report import shown
 from headwise.recipes.run import open_run
 from headwise.tasks.tokenizer import Tokenizer
 
@@ -27,8 +28,7 @@ __all__ = ["Tour", "tour", "walk"]
 _SCRIPTS = ("page_data.js", "page_tour.js")
 _MOST = 64
 """Tokens of a sentence that a page can show."""
-_NUMBERS = ("word_TM", "place_TM", "x_TM", "query_HTD", "key_HTD", "value_HTD", "score_HTT", "weights_HTT", "mixed_HTD")
-_NUMBERS += ("projected_TM", "summed_TM", "output_TM")
+_TOLD = ("model", "tokens", "heads", "before", "biased")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Tour:
     def to_html(self) -> str:
         """Write the page: one document with all it needs, that loads nothing."""
         packed = Packed()
-        numbers = {name: packed.floats(getattr(self, name)) for name in _NUMBERS}
-        told = {name: getattr(self, name) for name in ("model", "tokens", "heads", "before", "biased")}
+        told = {name: value for name, value in vars(self).items() if name in _TOLD}
+        numbers = {name: packed.floats(value) for name, value in vars(self).items() if name not in _TOLD}
         return page_of("Multi-head attention, step by step", _SCRIPTS, {**told, "numbers": numbers}, packed)
 
     def write(self, path: Path | str) -> None:
@@ -182,8 +182,7 @@ def _opened(sentence: str, model: str) -> tuple[str, Encoder, tuple[str, ...], S
         encoder, tokenizer = load_encoder(model), Tokenizer.pretrained(str(locate(model)))
         told = "MiniLM, a small model trained to compare sentences" if model == "minilm" else f"The model {model}"
     ids = tokenizer.encode([sentence], max_tokens=_MOST + 1).ids[0]
-    shown = tuple(token.replace("Ġ", "").replace("▁", "") or " " for token in tokenizer.tokens(ids))
-    return told, encoder, shown, ids
+    return told, encoder, tuple(token.strip() or " " for token in shown(tokenizer, ids)), ids
 
 
 def _random(sentence: str) -> tuple[str, Encoder, tuple[str, ...], Sequence[int]]:
@@ -191,8 +190,8 @@ def _random(sentence: str) -> tuple[str, Encoder, tuple[str, ...], Sequence[int]
     known = {word: id_ for id_, word in enumerate(dict.fromkeys(words))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        size = {"d_model": 64, "heads": 4, "layers": 1, "d_ff": 64}
-        encoder = Encoder(EncoderConfig(vocabulary=max(1, len(known)), norm="post", positions="sinusoidal", **size))
+        config = EncoderConfig(max(1, len(known)), d_model=64, heads=4, layers=1, norm="post", positions="sinusoidal")
+        encoder = Encoder(config)
     return "A small random model that has learned nothing", encoder, words, [known[word] for word in words]
 
 
