@@ -96,7 +96,7 @@ class HeadTable:
         names = [name for name in rows[0] if name not in ("kind", "queries", "lse")] if rows else []
         if len({row["kind"] for row in rows}) > 1:
             names.insert(1, "kind")
-        return _columns(names, [[_cell(row[name]) for name in names] for row in rows])
+        return _columns(names, [[_cell(row.get(name, "")) for name in names] for row in rows])
 
 
 def _seam(place: str, layer: int, kind: Any, heads: Sequence[int], scored: Mapping[str, Any]) -> Seam:

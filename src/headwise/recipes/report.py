@@ -102,7 +102,7 @@ def _drawn(run: Run, examples: Examples[Any], row: int, runtime: Runtime) -> Dra
     def call() -> object:
         return kind_of(run.config).forward(run.model, batch)
 
-    return draw(run.model, call, shown(run.tokenizer, ids), title=_title(run.tokenizer, ids))
+    return draw(run.model, call, shown(run.tokenizer, ids))
 
 
 def _drawn_pair(run: Run, batch: PairBatch) -> Drawing:
@@ -118,10 +118,4 @@ def _drawn_pair(run: Run, batch: PairBatch) -> Drawing:
     target_BT = torch.tensor([[ends.begin, *best.ids]], device=batch.source_BK.device)
     length_B = torch.tensor([target_BT.shape[1]], device=target_BT.device)
     tokens = [shown(run.tokenizer, ids_BT[0].tolist()) for ids_BT in (batch.source_BK, target_BT)]
-    title = _title(run.tokenizer, batch.source_BK[0].tolist())
-    return draw(model, lambda: model(*source, target_BT, length_B), tokens[0], target=tokens[1], title=title, written=1)
-
-
-def _title(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    text = tokenizer.decode(ids[:40])
-    return text if len(text) <= 60 else text[:59] + "…"
+    return draw(model, lambda: model(*source, target_BT, length_B), tokens[0], target=tokens[1], written=1)

@@ -5,7 +5,8 @@ function headPage(page) {
   const others = table.rows, at = others.indexOf(row);
   const step = (by) => page.open(table.name, others[(at + by + others.length) % others.length]);
   const before = page.data.tables.length > 1 ? page.data.tables[0].rows.find((each) => each.place === row.place && each.head === row.head) : null;
-  const figures = columnsOf(table.rows).filter((name) => row[name] !== undefined).map((name) => make("div", {}, make("dt", {}, name), make("dd", {}, told(row[name]),
+  const figures = columnsOf(table.rows).filter((name) => row[name] !== undefined && !name.endsWith("_spread")).map((name) => make("div", {}, make("dt", {}, name), make("dd", {}, told(row[name]),
+    row[`${name}_spread`] === undefined ? null : make("span", { className: "was", title: "standard deviation over the texts" }, ` ± ${told(row[`${name}_spread`])}`),
     before && table.name === "now" && typeof row[name] === "number" ? make("div", { className: "was" }, `before ${told(before[name])}`) : null)));
   return [
     make("div", { className: "bar" }, make("button", { type: "button", onclick: () => page.overview() }, "← All heads"),
@@ -19,14 +20,24 @@ function headPage(page) {
 }
 
 function averageOf(page, table, at) {
-  const ref = table.maps[at];
-  if (!ref) return [];
-  const canvas = pictureOf(ref, page.numbers);
+  const whole_ = table.maps[at];
+  if (!whole_) return [];
+  const canvas = reached(pictureOf(whole_, page.numbers), page.numbers.codes(whole_), table.rows[at].kind === "self");
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `Map over all texts, ${ref.shape.join(" by ")} cells; the brightest holds ${told(ref.top)} of a row.`);
+  canvas.setAttribute("aria-label", `Map over all texts, ${canvas.height} by ${canvas.width} cells; the brightest holds ${told(whole_.top)} of a row.`);
   return [make("h2", {}, "Over all texts"),
-    make("p", { className: "small soft" }, `Each text is cut into ${ref.shape[0]} equal parts. A row is where the head looks from, a column where it looks to. A text of fewer words leaves some parts empty.`),
-    make("figure", { className: "over" }, canvas), legend("0", told(ref.top), told(ref.top / 4))];
+    make("p", { className: "small soft" }, `Each text is cut into ${whole_.shape[0]} equal parts; parts that no text was long enough to reach are left out. A row is where the head looks from, a column where it looks to.`),
+    make("figure", { className: "over" }, canvas), legend("0", told(whole_.top), told(whole_.top / 4))];
+}
+
+// A row that holds nothing was reached by no text: weights add up to 1.
+function reached(picture, codes, own) {
+  const { width, height } = picture, all = (length) => Array.from({ length }, (_, i) => i);
+  const rows = all(height).filter((row) => codes.subarray(row * width, (row + 1) * width).some((code) => code));
+  const columns = own ? rows : all(width);
+  const canvas = make("canvas", { width: columns.length || 1, height: rows.length || 1 }), pen = canvas.getContext("2d");
+  rows.forEach((row, y) => columns.forEach((column, x) => pen.drawImage(picture, column, row, 1, 1, x, y, 1, 1)));
+  return canvas;
 }
 
 // What the head does on one text; another text can be chosen.
@@ -53,7 +64,7 @@ function fillText(page) {
   );
 }
 
-const titleOf = (drawing, i) => `${i + 1}. ${drawing.title || drawing.texts.source.slice(0, 8).join(" ")} (${[drawing.texts.source.length, ...(drawing.texts.target.length ? [drawing.texts.target.length] : [])].map(whole).join(" → ")} words)`;
+const titleOf = (drawing, i) => `${i + 1}. ${drawing.title || drawing.texts.source.slice(0, 10).map((token) => token.trim()).join(" ")} (${[drawing.texts.source.length, ...(drawing.texts.target.length ? [drawing.texts.target.length] : [])].map(whole).join(" → ")} words)`;
 
 function scaleTold(picture, at, closer, scale) {
   const size = `${whole(picture.queries)} × ${whole(picture.keys)} words`;

@@ -3,7 +3,8 @@
 const HIDDEN = new Set(["place", "part", "layer", "kind", "head"]);
 const named = (row) => `layer ${row.layer}, head ${row.head}`;
 const grouped = (rows, key) => rows.reduce((groups, row) => groups.set(key(row), [...(groups.get(key(row)) ?? []), row]), new Map());
-const columnsOf = (rows) => Object.keys(rows[0] ?? {}).filter((name) => !HIDDEN.has(name));
+const columnsOf = (rows) => [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) => !HIDDEN.has(name));
+const inTable = (name) => !name.endsWith("_spread") && name !== "evidence";
 const coloursBy = (rows) => columnsOf(rows).filter((name) => rows.some((row) => typeof row[name] === "number") && name !== "queries");
 
 function overview(page) {
@@ -32,7 +33,7 @@ function overview(page) {
     grids,
     make("h2", {}, "Every head in numbers"),
     make("p", { className: "small soft" }, "Choose a column to sort by it."),
-    make("div", { className: "beside" }, ...page.data.tables.map((table) => make("div", { className: "scroll" }, tableOf(page, table)))),
+    make("div", { className: "beside tables" }, ...page.data.tables.map((table) => make("div", { className: "scroll" }, tableOf(page, table)))),
   ];
 }
 
@@ -40,7 +41,7 @@ const titled = (page, table, text) => page.data.tables.length > 1 ? `${table.nam
 
 function gridsOf(page, table, range) {
   const parts = [...grouped(table.rows, (row) => row.part)];
-  return make("div", {}, ...parts.map(([part, rows]) => make("div", { className: "scroll" }, gridOf(page, table, part, rows, range))));
+  return make("div", { className: page.data.tables.length > 1 ? "" : "beside" }, ...parts.map(([part, rows]) => make("div", { className: "scroll" }, gridOf(page, table, part, rows, range))));
 }
 
 function gridOf(page, table, part, rows, [low, high]) {
@@ -85,7 +86,7 @@ function roam(event, body) {
 
 function tableOf(page, table) {
   const parts = new Set(table.rows.map((row) => row.part));
-  const names = [...(parts.size > 1 ? ["part"] : []), "layer", "head", ...columnsOf(table.rows)];
+  const names = [...(parts.size > 1 ? ["part"] : []), "layer", "head", ...columnsOf(table.rows).filter(inTable)];
   const link = { column: "head", make: (row) => make("button", { type: "button", onclick: () => page.open(table.name, row), "aria-label": named(row) }, String(row.head)) };
   return sortable(titled(page, table, "heads"), names, table.rows, { link });
 }
