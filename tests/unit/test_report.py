@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import json
 import re
 import zlib
@@ -265,7 +264,7 @@ def test_a_notebook_shows_the_page_in_a_closed_frame():
     assert frame[0] == "iframe"
     assert frame[1]["sandbox"] == "allow-scripts"
     assert frame[1]["srcdoc"] == report.to_html()
-    assert html.unescape(html.escape(report.to_html())) == report.to_html()
+    assert table._repr_html_() == Report(table)._repr_html_()
 
 
 class Twice(nn.Module):
@@ -340,3 +339,22 @@ def test_a_tour_of_minilm():
     assert walked.tokens == ("[CLS]", "the", "animal", "was", "tired", ".", "[SEP]")
     assert walked.query_HTD.shape == (12, 7, 32)
     assert walked._repr_html_().startswith("<iframe")
+
+
+def test_any_transformers_model_is_drawn_with_what_it_generated():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from headwise.integrations.transformers import attach
+
+    config = transformers.GPT2Config(vocab_size=31, n_positions=40, n_embd=16, n_layer=2, n_head=2, use_cache=False)
+    model = attach(transformers.GPT2LMHeadModel(config).eval())
+    given = torch.randint(31, (1, 4))
+    made = model.generate(given, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
+    words = [f"w{id_}" for id_ in made[0].tolist()]
+    with torch.no_grad(), observe(model) as observer:
+        model(made)
+    drawing = draw(model, lambda: model(made), words, written=4)
+    wanted = model(made, output_attentions=True).attentions[1][0]
+    torch.testing.assert_close(drawing.pictures[1].map_HPN, wanted.detach(), atol=1e-6, rtol=1e-5)
+    shown = opened(Report(observer.table(), [drawing]))[1].data["drawings"][0]
+    assert shown["written"] == 4
+    assert {(each["rows"], each["columns"]) for each in shown["pictures"]} == {("source", "source")}

@@ -91,6 +91,12 @@ class HeadTable:
             raise InputError(f"a head table must have format {_FORMAT}; got {text[:60]!r}. Write it with `to_json`.")
         return cls(tuple(_seam(**seam) for seam in held["seams"]))
 
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook as its report."""
+        from headwise.heads.report import Report
+
+        return Report(self)._repr_html_()
+
     def __str__(self) -> str:
         rows = list(self.rows())
         names = [name for name in rows[0] if name not in ("kind", "queries", "lse")] if rows else []
