@@ -15,11 +15,12 @@ with start() as runtime:
 ```
 """
 
-from headwise.recipes.config import PairConfig, RunConfig, resolve
+from headwise.recipes.config import RunConfig, resolve
 from headwise.recipes.demo import demo
 from headwise.recipes.describe import describe
 from headwise.recipes.doctor import doctor
 from headwise.recipes.evaluate import evaluate, line, look, predict, predict_texts
+from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.plans import Plan
 from headwise.recipes.report import report
 from headwise.recipes.run import Run, check_out, open_run, with_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,18 +89,11 @@ def spread(answers: Iterable[_Result], before: Sequence[int], blank: _Result) ->
         >>> list(spread("abc", (0, 2, 2), "-"))
         ['-', 'a', 'b', '-', '-', 'c']
     """
-    left = iter(before)
-    place = next(left, None)
-    at = 0
-    for answer in answers:
-        while place == at:
-            yield blank
-            place = next(left, None)
+    missing = Counter(before)
+    for place, answer in enumerate(answers):
+        yield from [blank] * missing.pop(place, 0)
         yield answer
-        at += 1
-    while place is not None:
-        yield blank
-        place = next(left, None)
+    yield from [blank] * missing.total()
 
 
 def checked_texts(texts: Sequence[str]) -> None:

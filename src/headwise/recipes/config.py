@@ -16,7 +16,7 @@ from headwise.recipes.pair_config import PairConfig, pair_defaults
 from headwise.tasks.sentiment import SentimentSettings
 from headwise.training import TrainingConfig
 
-__all__ = ["PRETRAINED", "AnyConfig", "PairConfig", "RunConfig", "read_run", "resolve", "written_run"]
+__all__ = ["PRETRAINED", "AnyConfig", "RunConfig", "read_run", "resolve", "written_run"]
 
 PRETRAINED = "pretrained:"
 _FREE = ("head_dropout",)
@@ -172,7 +172,7 @@ def read_run(folder: Path) -> AnyConfig:
         raise InputError(f"{path} must have format {_FORMAT}; got another. Use the version of headwise that wrote it.")
     kind = _KINDS.get(str(held.get("task")))
     if kind is None:
-        known, told = ", ".join(_KINDS), held.get("task")
-        raise InputError(f"{path} must be of a task in {known}; got {told!r}. Use the version that wrote it.")
+        tasks, task = ", ".join(_KINDS), held.get("task")
+        raise InputError(f"{path} must be of a task in {tasks}; got {task!r}. Use the version that wrote it.")
     config: AnyConfig = settings.read(kind, held)
     return config

@@ -37,6 +37,9 @@ __all__ = ["Written", "card", "examples", "forward", "job", "line", "plan", "pre
 
 _log = logging.getLogger("headwise")
 
+_WINDOW = 2000
+"""Texts that are sorted by length together."""
+
 _TASKS: dict[str, PairTask] = {task.name: task for task in (TRANSLATION, SUMMARIZATION)}
 _COMMANDS = "headwise predict . --data texts.txt\nheadwise evaluate . --data pairs.tsv"
 _CARDS = {
@@ -216,13 +219,9 @@ def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = N
 def _answers(run: Run, chunks: Iterable[Sequence[str]], runtime: Runtime, count: int) -> Iterator[list[Written]]:
     with progress("predict", count, unit=" texts", quiet=not runtime.first) as moved:
         for chunk in chunks:
-            for at in range(0, len(chunk), WINDOW):
-                yield from predict_texts(run, chunk[at : at + WINDOW], runtime)
-                moved(len(chunk[at : at + WINDOW]))
-
-
-WINDOW = 2000
-"""Texts that are sorted by length together."""
+            for at in range(0, len(chunk), _WINDOW):
+                yield from predict_texts(run, chunk[at : at + _WINDOW], runtime)
+                moved(len(chunk[at : at + _WINDOW]))
 
 
 def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[list[Written]]:
