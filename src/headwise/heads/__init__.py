@@ -7,7 +7,9 @@ from headwise.heads.observe import Observer, observe
 from headwise.heads.prune import Plan, plan, plan_within, prune
 from headwise.heads.report import Report, page_of
 from headwise.heads.report_data import Packed
+from headwise.heads.roles import Role, guess
 from headwise.heads.table import HeadTable, Seam
+from headwise.heads.tokens import Tokens
 
 __all__ = [
     "Drawing",
@@ -18,11 +20,14 @@ __all__ = [
     "Picture",
     "Plan",
     "Report",
+    "Role",
     "Seam",
+    "Tokens",
     "ablate",
     "draw",
     "gated",
     "gradient_importance",
+    "guess",
     "observe",
     "page_of",
     "plan",
