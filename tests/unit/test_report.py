@@ -22,7 +22,8 @@ from headwise import (
     Seq2SeqConfig,
     attention_weights,
 )
-from headwise.heads import Report, draw, observe
+from headwise.contracts.layout import HeadId
+from headwise.heads import HeadScores, Report, draw, observe
 from headwise.recipes.tour import tour, walk
 
 UGLY = '</script><b onclick="x()">\'&amp;'
@@ -241,10 +242,13 @@ def test_before_and_after_stand_side_by_side():
         with torch.no_grad(), observe(model) as observer:
             model(x_BTM)
         tables.append(observer.table())
-    data = opened(Report(tables[1], before=tables[0]))[1].data
+    scores = HeadScores("gradient", {HeadId("attend", 0): 0.25, HeadId("attend", 2): 0.75})
+    data = opened(Report(tables[1], before=tables[0], scores=scores))[1].data
     told = [(table["name"], [row["head"] for row in table["rows"]]) for table in data["tables"]]
     assert told == [("before", [0, 1, 2]), ("now", [0, 2])]
     assert data["tables"][1]["rows"][1]["entropy"] == pytest.approx(list(tables[1].rows())[1]["entropy"], rel=1e-5)
+    assert [row["importance by gradient"] for row in data["tables"][1]["rows"]] == [0.25, 0.75]
+    assert data["tables"][0]["rows"][0]["role"]
     assert len(data["tables"][0]["maps"]) == 3
 
 

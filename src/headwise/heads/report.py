@@ -13,6 +13,7 @@ from typing import Any
 
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
+from headwise.heads.importance import HeadScores
 from headwise.heads.maps import Drawing
 from headwise.heads.report_data import Packed, packed_drawing, packed_table
 from headwise.heads.table import HeadTable
@@ -45,6 +46,8 @@ class Report:
     """Which model and texts it is about; shown as text, whatever it holds."""
     before: HeadTable | None = None
     """The table of the model before it was changed, say before heads were cut; it stands beside the other."""
+    scores: HeadScores | None = None
+    """How much the model needs each head of `table`, as one more column."""
 
     def to_html(self, *, deflated: bool = True) -> str:
         """Write the page: one document with all it needs, that loads nothing.
@@ -56,7 +59,10 @@ class Report:
         tables = [("now", self.table)] if self.before is None else [("before", self.before), ("now", self.table)]
         data = {
             "about": self.about,
-            "tables": [packed_table(name, table, packed) for name, table in tables],
+            "tables": [
+                packed_table(name, table, packed, self.scores if table is self.table else None)
+                for name, table in tables
+            ],
             "drawings": [packed_drawing(each, packed) for each in self.drawings],
         }
         return page_of("Heads", _SCRIPTS, data, packed, deflated=deflated)

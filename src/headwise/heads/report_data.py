@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.contracts.layout import HeadId
 from headwise.errors import InputError
+from headwise.heads.importance import HeadScores
 from headwise.heads.maps import Drawing, Picture
 from headwise.heads.table import HeadTable, Seam
 from headwise.heads.zoom import Window, cells_of, pooled
@@ -72,14 +74,20 @@ class Packed:
         return base64.b64encode(zlib.compress(self._bytes, 9) if deflated else self._bytes).decode()
 
 
-def packed_table(name: str, table: HeadTable, packed: Packed) -> dict[str, Any]:
-    """Pack a table: a row a head, and the map of each."""
-    places = [(seam.place, seam) for seam in table.seams for _ in seam.heads]
+def packed_table(name: str, table: HeadTable, packed: Packed, scores: HeadScores | None = None) -> dict[str, Any]:
+    """Pack a table: a row a head, with its score where there are some, and the map of each."""
+    seams = [seam for seam in table.seams for _ in seam.heads]
     rows = [
-        {"place": place, "part": _part(seam), **{key: _plain(value) for key, value in row.items() if key != "lse"}}
-        for (place, seam), row in zip(places, table.rows(), strict=True)
+        {"part": _part(seam), **{key: _plain(value) for key, value in row.items() if key not in _UNTOLD}}
+        for seam, row in zip(seams, table.full_rows(), strict=True)
     ]
+    if scores is not None:
+        for row in rows:
+            row[f"importance by {scores.by}"] = _plain(scores.scores.get(HeadId(row["place"], row["head"])))
     return {"name": name, "rows": rows, "maps": [packed.shares(torch.tensor(cells)) for cells in table.maps()]}
+
+
+_UNTOLD = ("lse", "lse_spread")
 
 
 def packed_drawing(drawing: Drawing, packed: Packed) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class HeadTable:
         for seam in self.seams:
             spreads = {f"{name}_spread": seam.spread(name) for name in seam.examples}
             counts = seam.examples["lse"].count.tolist() if "lse" in seam.examples else None
-            for i, row in enumerate(row for row, _ in zip(rows, seam.heads, strict=False)):
+            for i, (_, row) in enumerate(zip(seam.heads, rows, strict=False)):  # heads first: they end before the rows
                 length = row["queries"] / max(1, counts[i]) if counts else 0.0
                 told = {"place": seam.place, **row, "length": length}
                 role = guess(told)

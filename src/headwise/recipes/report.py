@@ -13,9 +13,9 @@ from headwise.contracts import Batch, Examples, PairBatch
 from headwise.heads import Drawing, HeadTable, Report, draw, sharpness
 from headwise.models import Seq2Seq
 from headwise.recipes.batches import TOKENS
-from headwise.recipes.config import PairConfig
 from headwise.recipes.evaluate import look
 from headwise.recipes.kinds import kind_of
+from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.run import Run
 from headwise.tasks.decoding import decode
 from headwise.tasks.sources import Source

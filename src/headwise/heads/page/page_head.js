@@ -5,7 +5,7 @@ function headPage(page) {
   const others = table.rows, at = others.indexOf(row);
   const step = (by) => page.open(table.name, others[(at + by + others.length) % others.length]);
   const before = page.data.tables.length > 1 ? page.data.tables[0].rows.find((each) => each.place === row.place && each.head === row.head) : null;
-  const figures = columnsOf(table.rows).filter((name) => row[name] !== undefined && !name.endsWith("_spread")).map((name) => make("div", {}, make("dt", {}, name), make("dd", {}, told(row[name]),
+  const figures = columnsOf(table.rows).filter((name) => row[name] !== undefined && inTable(name) && name !== "role").map((name) => make("div", {}, make("dt", {}, name), make("dd", {}, told(row[name]),
     row[`${name}_spread`] === undefined ? null : make("span", { className: "was", title: "standard deviation over the texts" }, ` ± ${told(row[`${name}_spread`])}`),
     before && table.name === "now" && typeof row[name] === "number" ? make("div", { className: "was" }, `before ${told(before[name])}`) : null)));
   return [
@@ -13,6 +13,7 @@ function headPage(page) {
       make("span", {}, make("button", { type: "button", onclick: () => step(-1) }, "previous head"), " ", make("button", { type: "button", onclick: () => step(1) }, "next head"))),
     make("h1", {}, `Layer ${row.layer}, head ${row.head}`),
     make("p", { className: "soft" }, [page.data.tables.length > 1 ? (table.name === "now" ? "now" : "before") : "", row.part, row.place].filter(Boolean).join(" · ")),
+    row.role ? make("p", {}, make("strong", {}, row.role), ` is what its figures suggest${row.evidence ? `: ${row.evidence}` : ""}.`) : "",
     make("dl", { className: "figures" }, ...figures),
     ...averageOf(page, table, at),
     ...(table.name === "before" || !drawings.length ? [] : [make("div", { id: "text" })]),
