@@ -23,7 +23,7 @@ function headPage(page) {
 function averageOf(page, table, at) {
   const whole_ = table.maps[at];
   if (!whole_) return [];
-  const canvas = reached(pictureOf(whole_, page.numbers), page.numbers.codes(whole_), table.rows[at].kind === "self");
+  const canvas = reached(pictureOf(whole_, page.numbers), table.maps.filter((_, i) => table.rows[i].place === table.rows[at].place).map((map) => page.numbers.codes(map)));
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `Map over all texts, ${canvas.height} by ${canvas.width} cells; the brightest holds ${told(whole_.top)} of a row.`);
   return [make("h2", {}, "Over all texts"),
@@ -31,11 +31,11 @@ function averageOf(page, table, at) {
     make("figure", { className: "over" }, canvas), legend("0", told(whole_.top), told(whole_.top / 4))];
 }
 
-// A row that holds nothing was reached by no text: weights add up to 1.
-function reached(picture, codes, own) {
+// What holds nothing in any head of a layer was reached by no text: weights add up to 1.
+function reached(picture, maps) {
   const { width, height } = picture, all = (length) => Array.from({ length }, (_, i) => i);
-  const rows = all(height).filter((row) => codes.subarray(row * width, (row + 1) * width).some((code) => code));
-  const columns = own ? rows : all(width);
+  const rows = all(height).filter((row) => maps.some((codes) => codes.subarray(row * width, (row + 1) * width).some((code) => code)));
+  const columns = all(width).filter((column) => maps.some((codes) => rows.some((row) => codes[row * width + column])));
   const canvas = make("canvas", { width: columns.length || 1, height: rows.length || 1 }), pen = canvas.getContext("2d");
   rows.forEach((row, y) => columns.forEach((column, x) => pen.drawImage(picture, column, row, 1, 1, x, y, 1, 1)));
   return canvas;
