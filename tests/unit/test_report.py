@@ -268,7 +268,7 @@ def test_a_notebook_shows_the_page_in_a_closed_frame():
     assert frame[0] == "iframe"
     assert frame[1]["sandbox"] == "allow-scripts"
     assert frame[1]["srcdoc"] == report.to_html()
-    assert table._repr_html_() == Report(table)._repr_html_()
+    assert str(table) in table._repr_html_()
 
 
 class Twice(nn.Module):

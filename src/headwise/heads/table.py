@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,10 +142,8 @@ class HeadTable:
         return cls(tuple(_seam(seam) for seam in held["seams"]))
 
     def _repr_html_(self) -> str:
-        """Show the table in a notebook as its report."""
-        from headwise.heads.report import Report
-
-        return Report(self)._repr_html_()
+        """Show the table in a notebook; `Report` shows it with maps."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         rows = list(self.rows())
