@@ -21,7 +21,6 @@ from headwise.cli.heads import add_compare, add_prune, add_score, add_share
 from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
-from headwise.heads import write_page
 from headwise.training import Runtime, start
 
 __all__ = ["main"]
@@ -76,10 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    heads = (add_score, add_prune, add_share, add_compare)
-    for add in (_add_train, _add_evaluate, _add_predict, _add_align, _add_observe, *heads, _add_doctor, _add_demo):
+    heads = (_add_observe, add_score, add_prune, add_share, add_compare, _add_tour)
+    for add in (_add_train, _add_evaluate, _add_predict, _add_align, *heads, _add_doctor, _add_demo):
         add(commands)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}. 0 is none.")
+    return int(text)
 
 
 def _add_train(commands: Any) -> None:
@@ -146,7 +151,19 @@ def _add_observe(commands: Any) -> None:
     parser = command(commands, "observe", _observe, "see what every head of a run does on texts", example)
     _add_run(parser)
     parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run by default")
+    parser.add_argument("--texts", type=_count, default=4, metavar="N", help="texts to draw; 4 by default, 0 for none")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="run before heads were cut, to stand beside")
     parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
+
+
+def _add_tour(commands: Any) -> None:
+    told = "walk through attention step by step, with a model's own numbers"
+    parser = command(commands, "tour", _tour, told, '"The animal was tired."')
+    parser.add_argument("sentence", metavar="SENTENCE", help="a sentence of your own")
+    parser.add_argument(
+        "--model", default="auto", metavar="FROM", help="minilm (default), random, a run, a FOLDER or HUB_ID"
+    )
+    parser.add_argument("--page", type=Path, default=Path("tour.html"), metavar="HTML", help="the page; tour.html")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -293,13 +310,27 @@ def _align(chosen: Any) -> None:
 def _observe(chosen: Any) -> None:
     run, page = _opened(chosen), chosen.page or chosen.folder / "heads.html"
     check_target(page, "--page")
+    given: dict[str, Any] = {"split": chosen.split, "texts": chosen.texts}
     with _started(chosen, run) as runtime:
-        table = recipes.look(run, source(chosen.data), runtime, split=chosen.split)
+        data = source(chosen.data)
+        if chosen.before:
+            older = recipes.with_data(recipes.open_run(chosen.before), data_settings(chosen))
+            given["before"] = recipes.look(older, data, runtime, split=chosen.split)
+        given["about"] = f"{chosen.folder} on {' and '.join(chosen.data)}"
+        report = recipes.report(run, data, runtime, **given)
     if not runtime.first:
         return
-    write_page(table, page, about=f"{chosen.folder} on {' and '.join(chosen.data)}")
-    print(table.to_json() if chosen.json else table)
+    report.write(page)
+    print(report.table.to_json() if chosen.json else report.table)
     print(f"the page is {page}", file=sys.stderr)
+
+
+def _tour(chosen: Any) -> None:
+    check_target(chosen.page, "--page")
+    walked = recipes.tour(chosen.sentence, chosen.model)
+    walked.write(chosen.page)
+    print("\n".join(walked.lines()))
+    print(f"the page is {chosen.page}", file=sys.stderr)
 
 
 def _doctor(chosen: Any) -> None:

@@ -18,6 +18,7 @@ _USAGE = {
     "predict": "DIR",
     "align": "DIR --data FILE",
     "observe": "DIR --data FILE",
+    "tour": "SENTENCE",
     "score": "MODEL --data FILE",
     "prune": "MODEL --data FILE --out DIR",
     "share": "MODEL --kv-heads N --out DIR",

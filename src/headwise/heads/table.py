@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ class HeadTable:
         for seam in self.seams:
             spreads = {f"{name}_spread": seam.spread(name) for name in seam.examples}
             counts = seam.examples["lse"].count.tolist() if "lse" in seam.examples else None
-            for i, row in enumerate(row for row, _ in zip(rows, seam.heads, strict=False)):
+            for i, (_, row) in enumerate(zip(seam.heads, rows, strict=False)):  # heads first: they end before the rows
                 length = row["queries"] / max(1, counts[i]) if counts else 0.0
                 told = {"place": seam.place, **row, "length": length}
                 role = guess(told)
@@ -139,6 +140,10 @@ class HeadTable:
         if not isinstance(held, dict) or held.get("format") != _FORMAT:
             raise InputError(f"a head table must have format {_FORMAT}; got {text[:60]!r}. Write it with `to_json`.")
         return cls(tuple(_seam(seam) for seam in held["seams"]))
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook; `Report` shows it with maps."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         rows = list(self.rows())

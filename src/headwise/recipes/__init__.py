@@ -25,9 +25,11 @@ from headwise.recipes.evaluate import align_pairs, evaluate, find_aligner, line,
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.plans import Plan
 from headwise.recipes.prune import Limit, parameters, plan_heads, prune, share, train_on
+from headwise.recipes.report import report
 from headwise.recipes.run import Run, check_out, open_run, with_data
 from headwise.recipes.score import learned_scores, mean_loss, score
 from headwise.recipes.subjects import Subject, open_subject
+from headwise.recipes.tour import Tour, tour
 from headwise.recipes.train import plan, train
 from headwise.recipes.tune import tune
 
@@ -39,6 +41,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Subject",
+    "Tour",
     "WordLinks",
     "align_pairs",
     "align_texts",
@@ -62,11 +65,13 @@ __all__ = [
     "predict_texts",
     "prune",
     "read_aligner",
+    "report",
     "resolve",
     "save_aligner",
     "score",
     "share",
     "table_of",
+    "tour",
     "train",
     "train_on",
     "tune",

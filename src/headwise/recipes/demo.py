@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headwise.data import reviews
-from headwise.heads import write_page
 from headwise.recipes.config import AnyConfig, resolve
-from headwise.recipes.evaluate import evaluate, look, predict_texts
+from headwise.recipes.evaluate import evaluate, predict_texts
+from headwise.recipes.report import report
 from headwise.recipes.run import open_run, was_begun
 from headwise.recipes.train import plan, train
 from headwise.training import Runtime
@@ -37,7 +37,8 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
         run = open_run(folder)
         accuracy = evaluate(run, source, runtime)["accuracy"]
         page = folder / "heads.html"
-        write_page(look(run, source, runtime), page, about=f"The model of {folder}, on the test part of {source.name}")
+        about = f"The model of {folder}, on the test part of {source.name}"
+        report(run, source, runtime, about=about).write(page)
         answer = predict_texts(run, [_SAID[language]], runtime)[0]
         yield f"{language}: accuracy {accuracy:.4f} on held-out reviews, after {time.monotonic() - began:.0f} s"
         yield f"{language}: “{_SAID[language]}” is {answer.label} ({answer.probabilities[answer.label]:.0%})"
