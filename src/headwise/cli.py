@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 from headwise import recipes
+from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.heads import write_page
 from headwise.tasks.labels import SKIPPED, Prediction
 from headwise.training import Runtime, start
+from headwise.web import ServeConfig, serve
 
 __all__ = ["main"]
 
@@ -30,6 +32,7 @@ _USAGE = {
     "evaluate": "DIR --data FILE",
     "predict": "DIR",
     "observe": "DIR --data FILE",
+    "serve": "RUN [RUN ...]",
     "doctor": "",
     "demo": "",
 }
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_doctor, _add_demo):
+    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_serve, _add_doctor, _add_demo):
         add(commands)
     return parser
 
@@ -170,6 +173,17 @@ def _add_observe(commands: Any) -> None:
     _add_run(parser)
     parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run by default")
     parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _command(commands, "serve", _serve, "answer over HTTP, with a page to try the models", "runs/demo/en")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or NAME=FOLDER")
+    parser.add_argument("--host", help="address to listen on; 127.0.0.1 by default")
+    parser.add_argument("--port", type=int, metavar="N", help="port to listen on; 8000 by default, 0 for any")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that answer; 1 by default")
+    parser.add_argument("--allow-host", action="append", metavar="NAME", help="another name the service goes by")
+    parser.add_argument("--log-texts", action="store_true", help="write texts to the log")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as limits.deadline=5")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -330,6 +344,16 @@ def _observe(chosen: Any) -> None:
     write_page(table, page, about=f"{chosen.folder} on {chosen.data}")
     print(table.to_json() if chosen.json else table)
     print(f"the page is {page}", file=sys.stderr)
+
+
+def _serve(chosen: Any) -> None:
+    names = ("host", "port", "workers", "threads")
+    given: dict[str, Any] = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    given |= {"hosts": chosen.allow_host or [], "log_texts": chosen.log_texts}
+    given["token"] = os.environ.get("HEADWISE_TOKEN", "")
+    for assignment in chosen.set:
+        given = settings.override(given, assignment)
+    serve(chosen.runs, settings.read(ServeConfig, given), chosen.device)
 
 
 def _doctor(chosen: Any) -> None:

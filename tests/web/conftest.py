@@ -1,0 +1,61 @@
+"""A tiny classifier with random weights, and services that answer with it."""
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from headwise import Classifier, ClassifierConfig, EncoderConfig, save
+from headwise.contracts.files import write_whole
+from headwise.recipes import Run
+from headwise.recipes.config import resolve, written_run
+from headwise.tasks.pieces import TokenizerSettings
+from headwise.tasks.tokenizer import Tokenizer
+from headwise.training import start
+from headwise.web import Limits, ServeConfig, application, served
+
+HERE = "http://127.0.0.1"
+TEXTS = ["a lovely film", "a dull film", "the ending is lovely but the rest is cold", "等了两个小时才上菜"]
+PLACE = "encoder.layers.0.attention.attend"
+
+
+def tiny_run():
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(TEXTS, TokenizerSettings(kind="words", chinese="characters"))
+    encoder = EncoderConfig(vocabulary=tokenizer.size, d_model=16, layers=2, heads=2, d_ff=16)
+    model = Classifier(ClassifierConfig(encoder, classes=("bad", "good"))).eval()
+    with torch.no_grad():
+        model.output.weight.mul_(40)
+    config = resolve("sentiment", overrides=["training.precision=float32", "data.max_tokens=64"])
+    return Run(config, model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def run():
+    return tiny_run()
+
+
+@pytest.fixture(scope="session")
+def folder(run, tmp_path_factory):
+    """Write the run as `headwise train` does."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    save(run.model, out)
+    run.tokenizer.save(out / "tokenizer.json")
+    write_whole(out / "run.json", written_run(run.config))
+    return out
+
+
+@pytest.fixture
+def client(run):
+    """Serve in this process, with settings of one's own."""
+    opened = []
+
+    def serving(*, models=None, limits=None, **settings):
+        config = ServeConfig(limits=Limits(**(limits or {})), **settings)
+        models = models or {"tiny": served("tiny", run, start("cpu", "float32"), config.limits)}
+        made = TestClient(application(models, config), base_url=HERE, raise_server_exceptions=False)
+        opened.append(made)
+        return made.__enter__()
+
+    yield serving
+    for made in opened:
+        made.__exit__(None, None, None)
