@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from headwise.contracts.layout import HeadId
@@ -26,7 +27,7 @@ __all__ = ["Api", "application"]
 _log = logging.getLogger("headwise")
 
 _WRONG = {status: {"model": schemas.Problem} for status in (400, 401, 403, 408, 413, 422, 503, 504)}
-_PAGE = {"index.html": "text/html", "style.css": "text/css", "app.js": "text/javascript", "words.js": "text/javascript"}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _ABOUT = "Answers of trained models, the words that mattered, and what every head does."
 
 
@@ -173,10 +174,10 @@ def _add_page(app: Any) -> None:
     """Serve the page from the package: each file by its name, so that no path from outside is ever opened."""
     from fastapi import Response
 
-    for name, kind in _PAGE.items():
-        held = files("headwise.web").joinpath("page", name).read_bytes()
-        path = "/" if name == "index.html" else f"/page/{name}"
-        app.get(path, include_in_schema=False)(_always(partial(Response, held, media_type=kind)))
+    for file in files("headwise.web").joinpath("page").iterdir():
+        kind = _KINDS[Path(file.name).suffix]
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        app.get(path, include_in_schema=False)(_always(partial(Response, file.read_bytes(), media_type=kind)))
 
 
 def _always(made: Callable[[], Any]) -> Callable[[], Any]:
