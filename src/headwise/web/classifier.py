@@ -157,8 +157,10 @@ class ServedClassifier:
 
         def join(look: tuple[HeadTable, dict[str, Seen]]) -> dict[str, Any]:
             table, heard = look
-            told = {"queries": spans, "keys": spans, "links": head_links(heard, self._layers, view.head)}
-            return {**told, "map": tile_of(table, view)}
+            links = head_links(heard, self._layers, view.head)
+            # Attention pooling has one query, which stands for the whole text.
+            queries = spans if len(links) == len(spans) else [(0, len(text))]
+            return {"queries": queries, "keys": spans, "links": links, "map": tile_of(table, view)}
 
         return TextReport((work,), join)
 

@@ -113,7 +113,11 @@ export function showView(told, head, { text, queries, keys, line }) {
   const asked = told.written ?? text;
   const marks = told.queries.map(([begin, end], i) => ({ begin, end, i }));
   const keyMarks = told.keys.map(([begin, end], i) => ({ begin, end, i }));
-  const name = (place, [begin, end]) => (end > begin ? letters(place).slice(begin, end).join("") : say("edge"));
+  const name = (key) => {
+    const [begin, end] = told.keys[key];
+    if (end === begin) return say(key === 0 ? "start" : "end");
+    return `“${letters(keyText).slice(begin, end).join("")}”`;
+  };
   const keyText = told.keysWritten ? asked : readText;
   showText(keys, keyText, keyMarks, () => {});
   showText(queries, asked, marks, (mark, word) => {
@@ -121,7 +125,7 @@ export function showView(told, head, { text, queries, keys, line }) {
     const buttons = [...keys.querySelectorAll("button")];
     const shown = keyMarks.filter(({ begin, end }) => end > begin);
     buttons.forEach((button, at) => shade(button, links.find(({ key }) => key === shown[at]?.i)?.weight ?? 0));
-    const listed = links.map(({ key, weight }) => `“${name(keyText, told.keys[key] ?? [0, 0])}” (${percent(weight)})`).join(", ");
+    const listed = links.map(({ key, weight }) => `${name(key)} (${percent(weight)})`).join(", ");
     line.textContent = say("linked", { query: word, keys: listed });
   });
 }

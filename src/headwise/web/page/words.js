@@ -21,7 +21,7 @@ const SAID = {
     noHead: "Go to a head above to see what it does.", linked: "From “{query}” it looks at {keys}.",
     mapName: "Map of {place} head {head}, zoom {zoom}, tile {row}, {column}",
     closer: "Closer", wider: "Wider", left: "Tile to the left", right: "Tile to the right", up: "Tile above", down: "Tile below",
-    edge: "the end of the text", unreachable: "The service does not answer. Is it still running?",
+    start: "start", end: "end", unreachable: "The service does not answer. Is it still running?",
   },
   zh: {
     subtitle: "输入文字，得到答案，看清每个注意力头。",
@@ -43,12 +43,12 @@ const SAID = {
     noHead: "在上面选一个头，看它在做什么。", linked: "从“{query}”看向{keys}。",
     mapName: "{place}第 {head} 头的图，缩放 {zoom}，第 {row} 行第 {column} 列",
     closer: "放大", wider: "缩小", left: "左边一格", right: "右边一格", up: "上面一格", down: "下面一格",
-    edge: "文字末尾", unreachable: "服务没有回应。它还在运行吗？",
+    start: "开头", end: "末尾", unreachable: "服务没有回应。它还在运行吗？",
   },
 };
 
-const LAYER = { en: { encoder: "reader layer {n}", decoder: "writer layer {n}", cross: "writer layer {n} on the source", other: "{path}" },
-                zh: { encoder: "编码器第 {n} 层", decoder: "解码器第 {n} 层", cross: "解码器第 {n} 层（看原文）", other: "{path}" } };
+const LAYER = { en: { encoder: "layer {n}", decoder: "writing layer {n}", cross: "from writing to source, layer {n}", pooling: "pooling", other: "{path}" },
+                zh: { encoder: "第 {n} 层", decoder: "解码器第 {n} 层", cross: "解码器第 {n} 层（看原文）", pooling: "汇总", other: "{path}" } };
 
 let language = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
@@ -66,6 +66,7 @@ export const say = (name, values = {}) => filled(SAID[language][name], values);
 // Name a layer as people count, by its path in the model.
 export function layerName(path) {
   const number = /\d+/.exec(path);
+  if (path.startsWith("pooling")) return LAYER[language].pooling;
   const kind = path.includes("cross") ? "cross" : path.startsWith("decoder") ? "decoder" : path.startsWith("encoder") ? "encoder" : "other";
   return filled(LAYER[language][number ? kind : "other"], { n: number ? Number(number[0]) + 1 : 0, path });
 }
