@@ -1,5 +1,7 @@
 """A tiny classifier with random weights, and services that answer with it."""
 
+import logging
+
 import pytest
 import torch
 from starlette.testclient import TestClient
@@ -27,6 +29,17 @@ def tiny_run():
         model.output.weight.mul_(40)
     config = resolve("sentiment", overrides=["training.precision=float32", "data.max_tokens=64"])
     return Run(config, model, tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """Put back what a command sets for its process."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("headwise")
+    handlers, level = logger.handlers, logger.level
+    yield
+    torch.set_num_threads(threads)
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

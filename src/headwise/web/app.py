@@ -101,6 +101,8 @@ class Api:
         most = self._config.limits.characters
         if (longest := max(map(len, texts))) > most:
             raise InputError(f"a text must have at most {most} characters; got {longest}. Send its parts.")
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+            raise InputError("texts must be Unicode; got half of a surrogate pair. Send UTF-8.")
         if self._config.log_texts:
             _log.info("texts: %r", texts)
 
@@ -149,8 +151,7 @@ def application(models: Mapping[str, Served], config: ServeConfig) -> Guard:
     _add_routes(app, api, metrics)
     _add_page(app)
     _add_problems(app)
-    described, generate = config.limits, app.openapi
-    app.openapi = lambda: app.openapi_schema or schemas.limited(generate(), described)  # type: ignore[method-assign]
+    schemas.limited(app.openapi(), config.limits, models)  # FastAPI keeps the document that it has made
     return Guard(app, config, metrics)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from headwise.web.config import Limits
+from headwise.web.work import Served
 
 __all__ = [
     "ExplainRequest",
@@ -283,22 +285,30 @@ class State:
     """ok where the process answers, ready where it takes requests."""
 
 
-def limited(document: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """Write the limits of a service into its OpenAPI document, where clients look for them."""
+def limited(document: dict[str, Any], limits: Limits, models: Mapping[str, Served]) -> dict[str, Any]:
+    """Write the limits of a service, its models and heads into its OpenAPI document, where clients look for them."""
     schemas = document["components"]["schemas"]
-    text = {"maxLength": limits.characters}
-    for name in ("ExplainRequest", "ViewRequest"):
-        schemas[name]["properties"]["text"] |= text
-    asked = schemas["PredictRequest"]["properties"]
-    asked["texts"] |= {"minItems": 1, "maxItems": limits.texts}
-    asked["texts"]["items"] |= text
-    for name in ("beams", "n_best"):
-        bounds = {"minimum": 1, "maximum": limits.beams}
-        for kind in asked[name].get("anyOf", [asked[name]]):
-            if kind["type"] == "integer":
-                kind.update(bounds)
-    zooms = (limits.cells // 16).bit_length() - 1
-    schemas["ViewRequest"]["properties"]["zoom"] |= {"minimum": 0, "maximum": zooms}
-    for name in ("row", "column"):
-        schemas["ViewRequest"]["properties"][name] |= {"minimum": 0, "maximum": 2**zooms - 1}
+    text, zooms = {"maxLength": limits.characters}, (limits.cells // 16).bit_length() - 1
+    beams, tiles = {"minimum": 1, "maximum": limits.beams}, {"minimum": 0, "maximum": 2**zooms - 1}
+    layers = [layer for model in models.values() for layer in model.about()["layers"]]
+    heads = {"minimum": 0, "maximum": max(head for layer in layers for head in layer["heads"])}
+    known = {
+        "HeadName": {"place": {"enum": sorted({layer["place"] for layer in layers})}, "head": heads},
+        "PredictRequest": {"texts": {"minItems": 1, "maxItems": limits.texts}, "beams": beams, "n_best": beams},
+        "ExplainRequest": {"text": text},
+        "ViewRequest": {"text": text, "zoom": {"minimum": 0, "maximum": zooms}, "row": tiles, "column": tiles},
+    }
+    for name, fields_ in known.items():
+        asked = schemas[name]["properties"]
+        for field_, rule in fields_.items():
+            _add(asked[field_], rule)
+        if "model" in asked:
+            _add(asked["model"], {"enum": list(models)})
+    _add(schemas["PredictRequest"]["properties"]["texts"]["items"], text)
     return document
+
+
+def _add(schema: dict[str, Any], rule: Mapping[str, Any]) -> None:
+    """Add a rule to a schema; where that may be null, to what it may be else."""
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    kinds[0].update(rule)

@@ -79,7 +79,7 @@ def serve(runs: Sequence[str], config: ServeConfig, device: str = "auto") -> Non
 
     with tempfile.TemporaryDirectory(prefix="headwise-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        _Supervisor(work, config.workers).run(listening)
+        _Supervisor(work, config.workers, listening).run()
 
 
 def _listening(config: ServeConfig) -> socket.socket:
@@ -126,12 +126,12 @@ def _protocol() -> Callable[..., object]:
 class _Supervisor:
     """Keep so many children alive until a signal ends them all."""
 
-    def __init__(self, work: Callable[[], None], count: int) -> None:
-        self._work, self._count = work, count
+    def __init__(self, work: Callable[[], None], count: int, listening: socket.socket) -> None:
+        self._work, self._count, self._listening = work, count, listening
         self._born: dict[int, float] = {}
         self._ending = False
 
-    def run(self, listening: socket.socket) -> None:
+    def run(self) -> None:
         """Fork the workers, and wait until they have ended."""
         before = {number: signal.signal(number, self._end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -140,12 +140,13 @@ class _Supervisor:
             while self._born:
                 self._wait()
         finally:
-            listening.close()
+            self._listening.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _end(self, *_: object) -> None:
         self._ending = True
+        self._listening.close()  # so that nobody is let in whom no worker will answer
         for pid in self._born:
             os.kill(pid, signal.SIGTERM)
 
