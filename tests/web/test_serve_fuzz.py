@@ -1,4 +1,4 @@
-"""Requests drawn from the service's own OpenAPI document: none may fail it, and every answer is as the document says."""
+"""Requests drawn from the service's own OpenAPI document: none fails it, and every answer is as the document says."""
 
 import json
 

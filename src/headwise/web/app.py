@@ -18,7 +18,7 @@ from headwise.errors import InputError
 from headwise.web import schemas
 from headwise.web.batching import Batcher, FullError, LateError
 from headwise.web.config import ServeConfig
-from headwise.web.guard import Guard
+from headwise.web.guard import BUSY, Guard
 from headwise.web.metrics import Metrics
 from headwise.web.work import HeadView, Served, TextReport, Writing
 
@@ -51,6 +51,10 @@ class Api:
         yield
         batcher, self._batcher = self._batcher, None
         await batcher.close()
+
+    def full(self) -> bool:
+        """Tell whether no request is taken."""
+        return self._batcher is None or self._batcher.full
 
     async def predict(self, body: schemas.PredictRequest) -> Any:
         """Answer for texts."""
@@ -152,7 +156,7 @@ def application(models: Mapping[str, Served], config: ServeConfig) -> Guard:
     _add_page(app)
     _add_problems(app)
     schemas.limited(app.openapi(), config.limits, models)  # FastAPI keeps the document that it has made
-    return Guard(app, config, metrics)
+    return Guard(app, config, metrics, api.full)
 
 
 def _add_routes(app: Any, api: Api, metrics: Metrics) -> None:
@@ -200,12 +204,11 @@ def _add_problems(app: Any) -> None:
 
         return answer
 
-    busy = "a request must find room; got a full service. Try again in a second."
     late = "a request must be done within its deadline; got none left. Send less at a time."
     app.add_exception_handler(RequestValidationError, handler(422, _misfits))
     app.add_exception_handler(HTTPException, handler(400, lambda error: str(error.detail)))
     app.add_exception_handler(InputError, handler(422, str))
-    app.add_exception_handler(FullError, handler(503, lambda _: busy, {"Retry-After": "1"}))
+    app.add_exception_handler(FullError, handler(503, lambda _: BUSY, {"Retry-After": "1"}))
     app.add_exception_handler(LateError, handler(504, lambda _: late))
     app.add_exception_handler(Exception, handler(500, lambda _: "the service must not fail; it did. See its log."))
 

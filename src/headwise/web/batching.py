@@ -63,6 +63,11 @@ class Batcher:
         self._closing = False
         self._loop = asyncio.create_task(self._serve())
 
+    @property
+    def full(self) -> bool:
+        """Tell whether no more work is taken."""
+        return self._closing or len(self._waiting) >= self._limits.queue
+
     async def do(self, work: Work) -> Any:
         """Wait for the result of some work; whoever stops waiting takes the work out of the queue.
 
@@ -70,7 +75,7 @@ class Batcher:
             FullError: when the queue is full, or the service is about to end.
             LateError: when the deadline passes; what computes for nobody else stops as soon as it can.
         """
-        if self._closing or len(self._waiting) >= self._limits.queue:
+        if self.full:
             raise FullError
         job = _Job(work, asyncio.get_running_loop().create_future())
         self._waiting.append(job)

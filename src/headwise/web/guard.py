@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from headwise.web.config import ServeConfig
 from headwise.web.metrics import Metrics
 
-__all__ = ["Guard", "Refusal"]
+__all__ = ["BUSY", "Guard", "Refusal"]
 
 _log = logging.getLogger("headwise")
 
@@ -39,6 +39,7 @@ _HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
+BUSY = "a request must find room; got a full service. Try again in a second."
 _DRAINED = 16
 """Bodies that are too long are read up to so many times the limit, so that clients get to see the answer."""
 
@@ -65,10 +66,11 @@ class Guard:
         app: the application.
         config: whom to let in, and with how much.
         metrics: where requests are counted.
+        full: tells whether there is no room for a request.
     """
 
-    def __init__(self, app: _App, config: ServeConfig, metrics: Metrics) -> None:
-        self._app, self._limits, self._metrics = app, config.limits, metrics
+    def __init__(self, app: _App, config: ServeConfig, metrics: Metrics, full: Callable[[], bool]) -> None:
+        self._app, self._limits, self._metrics, self._full = app, config.limits, metrics, full
         self._hosts = {name.lower() for name in (*_HERE, config.host, *config.hosts)}
         self._bearer = f"Bearer {config.token}".encode() if config.token else b""
 
@@ -102,6 +104,9 @@ class Guard:
 
     async def _answer(self, scope: Any, receive: _Receive, send: _Send) -> None:
         refusal = self._refusal(scope)
+        if refusal is None and scope["method"] == "POST" and self._full():
+            await asyncio.sleep(self._limits.refusal)
+            refusal = Refusal(503, BUSY, ((b"retry-after", b"1"),))
         if refusal is None and _has_body(scope):
             found = await self._body(receive)
             if isinstance(found, bytes):
