@@ -20,7 +20,6 @@ from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.heads import write_page
-from headwise.tasks.labels import SKIPPED, Prediction
 from headwise.training import Runtime, start
 from headwise.web import ServeConfig, serve
 
@@ -124,9 +123,14 @@ def _threads(text: str) -> int:
 def _add_train(commands: Any) -> None:
     example = "sentiment --data train.tsv --dev dev.tsv --out runs/first --init pretrained:minilm"
     parser = _command(commands, "train", _train, "train a model on your own texts", example)
-    parser.add_argument("task", choices=("sentiment",), help="what the model is for")
-    parser.add_argument("--data", required=True, metavar="FILE", help="table of texts, a folder, or hub:NAME")
-    parser.add_argument("--dev", metavar="FILE", help="texts that choose the model; a tenth of the data by default")
+    parser.add_argument(
+        "task",
+        choices=("sentiment", "translation", "summarization"),
+        metavar="TASK",
+        help="sentiment, translation or summarization",
+    )
+    _add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
+    _add_data(parser, "--dev", "texts that choose the model; a tenth of the data by default")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:FOLDER or HUB_ID"
@@ -134,9 +138,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--vectors", metavar="FILE", help="word vectors to begin from, or glove")
     parser.add_argument(
         "--tokenizer",
-        choices=("words", "subwords", "characters"),
+        choices=("words", "subwords", "unigram", "characters"),
         metavar="KIND",
-        help="cut texts into words, subwords or characters",
+        help="cut texts into words, subwords, unigram or characters",
     )
     parser.add_argument(
         "--size",
@@ -197,19 +201,28 @@ def _add_demo(commands: Any) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run")
-    parser.add_argument("--data", required=required, metavar="FILE", help="table of texts, a folder, or hub:NAME")
+    _add_data(parser, "--data", "table, folder or hub:NAME; files of lines for pairs", required=required)
     parser.add_argument("--split", metavar="NAME", help="rows of this split only")
     _add_columns(parser)
 
 
+def _add_data(parser: argparse.ArgumentParser, flag: str, told: str, *, required: bool = False) -> None:
+    parser.add_argument(flag, nargs="+", required=required, metavar="FILE", help=told)
+
+
 def _add_columns(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text-column", metavar="NAME", help="column of the texts")
-    parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
+    for name, told in (
+        ("text", "texts"),
+        ("label", "labels"),
+        ("source", "texts to read"),
+        ("target", "texts to write"),
+    ):
+        parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {told}")
     parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip")
 
 
 def _data_settings(chosen: Any) -> dict[str, Any]:
-    names = ("text_column", "label_column", "on_error")
+    names = ("text_column", "label_column", "source_column", "target_column", "on_error")
     return {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
 
 
@@ -224,7 +237,8 @@ def _train(chosen: Any) -> None:
     )
     if not chosen.dry_run:
         recipes.check_out(chosen.out, resume=chosen.resume)
-    source = {"train": chosen.data, "dev": chosen.dev} if chosen.dev else chosen.data
+    data = _source(chosen.data)
+    source = {"train": data, "dev": _source(chosen.dev)} if chosen.dev else data
     training = config.training
     with start(chosen.device, training.precision, threads=training.threads) as runtime:
         planned = recipes.plan(source, config, quiet=chosen.quiet or not runtime.first)
@@ -237,6 +251,11 @@ def _train(chosen: Any) -> None:
             for name, value in outcome.best.items():
                 print(f"{name} {value:.4f}")
             print(f"the best model, of step {outcome.best_step} of {outcome.step}, is in {chosen.out}")
+
+
+def _source(files: Sequence[str]) -> Any:
+    """Give what a flag names as the readers take it: one thing, or two files of lines."""
+    return files[0] if len(files) == 1 else files
 
 
 def _given(chosen: Any) -> dict[str, Any]:
@@ -264,15 +283,15 @@ def _started(chosen: Any, run: recipes.Run) -> Runtime:
 def _evaluate(chosen: Any) -> None:
     run = _opened(chosen)
     with _started(chosen, run) as runtime:
-        figures = recipes.evaluate(run, chosen.data, runtime, split=chosen.split)
+        figures = recipes.evaluate(run, _source(chosen.data), runtime, split=chosen.split)
         if not runtime.first:
             return
         if chosen.json:
             print(json.dumps(figures, ensure_ascii=False))
             return
         for name, value in figures.items():
-            if isinstance(value, float):
-                print(f"{name} {value:.4f}")
+            if isinstance(value, float | str):
+                print(name, f"{value:.4f}" if isinstance(value, float) else value)
 
 
 def _predict(chosen: Any) -> None:
@@ -282,11 +301,11 @@ def _predict(chosen: Any) -> None:
     run = _opened(chosen)
     with _started(chosen, run) as runtime:
         if chosen.data is not None:
-            answers: Iterable[Prediction] = recipes.predict(run, chosen.data, runtime, split=chosen.split)
+            answers: Iterable[Any] = recipes.predict(run, _source(chosen.data), runtime, split=chosen.split)
         else:
             texts = iter([chosen.text]) if chosen.text else _lines_of_stdin()
             answers = _answers(run, texts, runtime)
-        lines = (_line(answer, chosen.json) for answer in answers)
+        lines = (recipes.line(run, answer, as_json=chosen.json) for answer in answers)
         if chosen.output is None:
             for line in lines:
                 if runtime.first:
@@ -297,7 +316,7 @@ def _predict(chosen: Any) -> None:
             write_whole(chosen.output, contents)
 
 
-def _answers(run: recipes.Run, texts: Iterator[list[str]], runtime: Runtime) -> Iterator[Prediction]:
+def _answers(run: recipes.Run, texts: Iterator[list[str]], runtime: Runtime) -> Iterator[Any]:
     """Answer chunk by chunk; what the first process reads is for all, since they share one standard input."""
     while chunk := runtime.from_first(next(texts, []) if runtime.first else []):
         yield from recipes.predict_texts(run, chunk, runtime)
@@ -326,22 +345,14 @@ def _check_target(path: Path | None, flag: str) -> None:
         raise InputError(f"`{flag}` must be a file to write; got {path}, which {told}. Choose another.")
 
 
-def _line(answer: Prediction, as_json: bool) -> str:
-    if answer == SKIPPED:
-        return json.dumps({"label": None, "skipped": True}) if as_json else "\tskipped"
-    if as_json:
-        return json.dumps(answer._asdict(), ensure_ascii=False)
-    return "\t".join([answer.label, *(f"{name}={share:.4f}" for name, share in answer.probabilities.items())])
-
-
 def _observe(chosen: Any) -> None:
     run, page = _opened(chosen), chosen.page or chosen.folder / "heads.html"
     _check_target(page, "--page")
     with _started(chosen, run) as runtime:
-        table = recipes.look(run, chosen.data, runtime, split=chosen.split)
+        table = recipes.look(run, _source(chosen.data), runtime, split=chosen.split)
     if not runtime.first:
         return
-    write_page(table, page, about=f"{chosen.folder} on {chosen.data}")
+    write_page(table, page, about=f"{chosen.folder} on {' and '.join(chosen.data)}")
     print(table.to_json() if chosen.json else table)
     print(f"the page is {page}", file=sys.stderr)
 

@@ -10,7 +10,7 @@ import torch
 
 from headwise import ConfigError, InputError
 from headwise.contracts import settings
-from headwise.tasks import sentiment
+from headwise.tasks import encoding
 from headwise.tasks.labels import Labels
 from headwise.tasks.sentiment import SentimentSettings, encode, open_texts, prepare
 from headwise.tasks.tokenizer import Tokenizer
@@ -71,11 +71,11 @@ def test_the_vocabulary_is_that_of_the_train_split(tmp_path):
 def test_tokens_are_kept_and_mapped(tmp_path, monkeypatch):
     path = written(tmp_path, reviews())
     first = prepared(path, max_tokens=3)
-    assert isinstance(first.examples["train"].tokens_N, np.memmap)
-    assert first.examples["train"].tokens_N.dtype == np.int32
-    assert first.examples["train"].cut == 28
+    assert isinstance(first.examples["train"].tokens.ids_N, np.memmap)
+    assert first.examples["train"].tokens.ids_N.dtype == np.int32
+    assert first.examples["train"].tokens.cut == 28
     assert first.examples["train"].length_N.max() == 3
-    monkeypatch.setattr(sentiment, "_write", None)
+    monkeypatch.setattr(encoding, "_write", None)
     monkeypatch.setattr(Tokenizer, "train", None)
     again = prepared(path, max_tokens=3)
     assert torch.equal(again.examples["dev"].batch([0, 1]).tokens_BT, first.examples["dev"].batch([0, 1]).tokens_BT)
@@ -165,7 +165,10 @@ def test_broken_rows_are_left_out_when_asked(tmp_path):
         ({"dev": 1.0}, "`dev` and `test` must be shares that leave a rest; got 1.0 and 0.0"),
         ({"max_tokens": 2}, "`max_tokens` must be at least 3; got 2"),
         ({"label_separator": ""}, "`label_separator` must be at least one character"),
-        ({"tokenizer": {"kind": "letters"}}, "`tokenizer.kind` must be one of 'words', 'subwords', 'characters'"),
+        (
+            {"tokenizer": {"kind": "letters"}},
+            "`tokenizer.kind` must be one of 'words', 'subwords', 'unigram'",
+        ),
         ({"tokenizer": {"min_frequency": 0}}, r"\[tokenizer\] `min_frequency` must be at least 1; got 0"),
     ],
 )

@@ -19,12 +19,15 @@ from headwise.recipes.config import RunConfig, resolve
 from headwise.recipes.demo import demo
 from headwise.recipes.describe import describe
 from headwise.recipes.doctor import doctor
-from headwise.recipes.evaluate import evaluate, look, predict, predict_texts
+from headwise.recipes.evaluate import evaluate, line, look, predict, predict_texts
+from headwise.recipes.pair_config import PairConfig
+from headwise.recipes.plans import Plan
 from headwise.recipes.run import Run, check_out, open_run, with_data
-from headwise.recipes.train import Plan, plan, train
+from headwise.recipes.train import plan, train
 from headwise.recipes.tune import tune
 
 __all__ = [
+    "PairConfig",
     "Plan",
     "Run",
     "RunConfig",
@@ -33,6 +36,7 @@ __all__ = [
     "describe",
     "doctor",
     "evaluate",
+    "line",
     "look",
     "open_run",
     "plan",

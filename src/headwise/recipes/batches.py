@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headwise.contracts import Batch, Examples
+from headwise.contracts import Batch, Examples, PairBatch
+from headwise.errors import InputError
 from headwise.tasks.files import progress
-from headwise.training import Runtime
+from headwise.training import Runtime, TrainingConfig
+from headwise.training.sampler import Sampler
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TOKENS", "all_logits", "in_batches"]
+__all__ = ["TOKENS", "all_logits", "batches_of_pass", "checked_texts", "in_batches", "in_order", "spread"]
 
 TOKENS = 8192
 """Padded tokens of a batch in evaluation."""
 
 
-def in_batches(examples: Examples[Batch], runtime: Runtime, *, told: str = "", tokens: int = TOKENS) -> Iterator[Batch]:
+_Some = TypeVar("_Some", Batch, PairBatch)
+_Result = TypeVar("_Result")
+
+
+def batches_of_pass(examples: Examples[Any], training: TrainingConfig) -> int:
+    """Count the batches of a pass of training."""
+    return len(Sampler(examples.length_N, tokens=training.batch_tokens, seed=training.seed))
+
+
+def in_batches(examples: Examples[_Some], runtime: Runtime, *, told: str = "", tokens: int = TOKENS) -> Iterator[_Some]:
     """Yield this process's share of the batches, the longest texts first, with a bar on a terminal where `told`."""
     cuts = runtime.share(_cuts(examples.length_N, tokens))
     with progress(told, len(cuts), unit=" batches", quiet=not (told and runtime.first)) as moved:
@@ -32,7 +44,9 @@ def in_batches(examples: Examples[Batch], runtime: Runtime, *, told: str = "", t
 
 
 def _cuts(length_N: NDArray[Any], tokens: int) -> list[NDArray[Any]]:
-    """Cut the rows, sorted by length, into batches of at most so many padded tokens."""
+    """Cut the rows, sorted by length, into batches of at most about so many padded tokens."""
+    if length_N.ndim == 2:
+        length_N = length_N.sum(1)
     order_N = np.argsort(-length_N.astype(np.int64), kind="stable")
     cuts, at = [], 0
     while at < len(order_N):
@@ -50,8 +64,44 @@ def all_logits(model: nn.Module, examples: Examples[Batch], runtime: Runtime, *,
             (batch.row_B.cpu(), model(batch.tokens_BT, batch.length_B).float().cpu())
             for batch in in_batches(examples, runtime, told=told)
         ]
-    everywhere = [part for parts in runtime.gather([found]) for part in parts]
-    rows_N, logits_NC = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
-    ordered_NC = torch.empty_like(logits_NC)
-    ordered_NC[rows_N] = logits_NC
-    return ordered_NC
+    logits = in_order(found, len(examples.length_N), runtime)
+    return torch.stack(logits)
+
+
+def in_order(found: Sequence[tuple[Tensor, Sequence[_Result]]], count: int, runtime: Runtime) -> list[_Result]:
+    """Bring the results of all processes' batches into the order of their rows.
+
+    Args:
+        found: rows and results of each batch of this process.
+        count: how many rows there are.
+        runtime: how many processes work together.
+    """
+    ordered: dict[int, _Result] = {}
+    for rows_B, results in (part for parts in runtime.gather([found]) for part in parts):
+        ordered.update(zip(rows_B.tolist(), results, strict=True))
+    return [ordered[row] for row in range(count)]
+
+
+def spread(answers: Iterable[_Result], before: Sequence[int], blank: _Result) -> Iterator[_Result]:
+    """Put a blank where a row was left out, after as many answers as rows were kept before it.
+
+    Example:
+        >>> list(spread("abc", (0, 2, 2), "-"))
+        ['-', 'a', 'b', '-', '-', 'c']
+    """
+    missing = Counter(before)
+    for place, answer in enumerate(answers):
+        yield from [blank] * missing.pop(place, 0)
+        yield answer
+    yield from [blank] * missing.total()
+
+
+def checked_texts(texts: Sequence[str]) -> None:
+    """Refuse texts that are not Unicode.
+
+    Raises:
+        InputError: for one that holds bytes of another encoding, as the command line hands them on.
+    """
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"texts must be in UTF-8; got {text[:40]!r}. Convert them.")

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from headwise.contracts import settings
 from headwise.errors import ConfigError, InputError
 from headwise.models import ClassifierConfig, preset
+from headwise.recipes.pair_config import PairConfig, pair_defaults
 from headwise.tasks.sentiment import SentimentSettings
 from headwise.training import TrainingConfig
 
-__all__ = ["PRETRAINED", "RunConfig", "read_run", "resolve", "written_run"]
+__all__ = ["PRETRAINED", "AnyConfig", "RunConfig", "read_run", "resolve", "written_run"]
 
 PRETRAINED = "pretrained:"
 _FREE = ("head_dropout",)
@@ -30,7 +31,7 @@ _FROM_PRETRAINED = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Say all that decides what a training run gives, beside the data."""
+    """Say all that decides what a classifier's training run gives, beside the data."""
 
     task: Literal["sentiment"] = "sentiment"
     """What the model is for."""
@@ -64,6 +65,11 @@ class RunConfig:
         return self.init.removeprefix(PRETRAINED) if self.init.startswith(PRETRAINED) else None
 
 
+AnyConfig = RunConfig | PairConfig
+
+_KINDS: dict[str, type[Any]] = {"sentiment": RunConfig, "translation": PairConfig, "summarization": PairConfig}
+
+
 def resolve(
     task: str,
     *,
@@ -72,7 +78,7 @@ def resolve(
     file: Path | None = None,
     given: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
-) -> RunConfig:
+) -> AnyConfig:
     """Put settings together; what comes later wins: defaults, the size, a TOML file, `given`, overrides.
 
     Args:
@@ -96,6 +102,11 @@ def resolve(
     merged = _merged(tables)
     for each in overrides:
         merged = settings.override(merged, each)
+    if task not in _KINDS or merged["task"] != task:
+        known = ", ".join(_KINDS)
+        raise ConfigError(f"the task must be one of {known}, and the file's; got {task!r} and {merged['task']!r}.")
+    if _KINDS[task] is PairConfig:
+        return settings.read(PairConfig, _merged([pair_defaults(merged, size), merged]))
     if str(merged.get("init", "random")).startswith(PRETRAINED):
         config = settings.read(RunConfig, _merged([_FROM_PRETRAINED, merged]))
         _refuse_fixed(merged, size)
@@ -138,12 +149,12 @@ def _merged(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def written_run(config: RunConfig) -> bytes:
+def written_run(config: AnyConfig) -> bytes:
     """Write the settings as `run.json`, which stands beside the model."""
     return (json.dumps({"format": _FORMAT, **asdict(config)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def read_run(folder: Path) -> RunConfig:
+def read_run(folder: Path) -> AnyConfig:
     """Read the settings that stand beside a model.
 
     Raises:
@@ -159,4 +170,9 @@ def read_run(folder: Path) -> RunConfig:
         raise InputError(f"{path} must hold the settings of a run; got: {error}. It is torn: train again.") from error
     if not isinstance(held, dict) or held.pop("format", None) != _FORMAT:
         raise InputError(f"{path} must have format {_FORMAT}; got another. Use the version of headwise that wrote it.")
-    return settings.read(RunConfig, held)
+    kind = _KINDS.get(str(held.get("task")))
+    if kind is None:
+        tasks, task = ", ".join(_KINDS), held.get("task")
+        raise InputError(f"{path} must be of a task in {tasks}; got {task!r}. Use the version that wrote it.")
+    config: AnyConfig = settings.read(kind, held)
+    return config

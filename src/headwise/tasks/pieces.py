@@ -18,7 +18,9 @@ from headwise.tasks.extras import need
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["BEGIN", "END", "PADDING", "UNKNOWN", "TokenizerSettings", "mark_of", "untrained"]
+__all__ = ["BEGIN", "END", "PADDING", "UNKNOWN", "Kind", "TokenizerSettings", "mark_of", "untrained"]
+
+Kind = Literal["words", "subwords", "unigram", "characters"]
 
 PADDING, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 _SPECIAL = [PADDING, UNKNOWN, BEGIN, END]
@@ -28,16 +30,20 @@ _SPECIAL = [PADDING, UNKNOWN, BEGIN, END]
 class TokenizerSettings:
     """Choose how texts are cut into tokens."""
 
-    kind: Literal["words", "subwords", "characters"] = "words"
-    """What tokens are: words (Penn Treebank style), subwords (byte pair encoding), or characters."""
+    kind: Kind = "words"
+    """What tokens are: words (Penn Treebank style), subwords (byte pair encoding), unigram (the likeliest subwords by
+    a unigram model, Kudo 2018), or characters."""
     vocabulary: int = 30_000
     """Most tokens that the vocabulary holds."""
     min_frequency: int = 1
     """How often a token must be seen to enter the vocabulary."""
     lowercase: bool = True
     """Whether capitals become small letters."""
-    chinese: Literal["words", "characters"] = "words"
-    """What Chinese is cut into where tokens are words: words (needs jieba), or characters."""
+    chinese: Literal["words", "characters", "pieces"] = "words"
+    """What Chinese is cut into: words (needs jieba) or characters where tokens are words; where they are subwords,
+    pieces of any length if this says so, else characters."""
+    pretokenized: bool = False
+    """Whether texts are cut already: spaces alone stand between words, and none is cut at its punctuation."""
 
     def problems(self) -> Iterator[str]:
         """Name what cannot be."""
@@ -45,6 +51,10 @@ class TokenizerSettings:
             yield f"`vocabulary` must be at least {len(_SPECIAL) + 1}; got {self.vocabulary}. 30000 is usual."
         if self.min_frequency < 1:
             yield f"`min_frequency` must be at least 1; got {self.min_frequency}. Set 1 for all tokens."
+        if self.chinese == "pieces" and self.kind not in ("subwords", "unigram"):
+            yield f"`chinese` can be pieces where tokens are subwords; got {self.kind}. Set words or characters."
+        if self.pretokenized and self.kind == "characters":
+            yield "`pretokenized` must be false where tokens are characters; got true. Leave it out."
 
 
 _LETTER = r"[\p{L}\p{M}\p{N}&&[^\p{Han}]]"
@@ -87,7 +97,7 @@ def untrained(settings: TokenizerSettings) -> tuple[tokenizers.Tokenizer, Any]:
     return tokenizer, trainer
 
 
-def mark_of(tokenizer: tokenizers.Tokenizer) -> tuple[Literal["words", "subwords", "characters", "pretrained"], bool]:
+def mark_of(tokenizer: tokenizers.Tokenizer) -> tuple[Kind | Literal["pretrained"], bool]:
     """Tell what a tokenizer cuts texts into, and whether Chinese words are cut before it sees them.
 
     A comment in the pattern of its pre-tokenizer says so: tokenizer.json has no room for anything else, and a second
@@ -95,18 +105,19 @@ def mark_of(tokenizer: tokenizers.Tokenizer) -> tuple[Literal["words", "subwords
     """
     held = tokenizer.pre_tokenizer
     found = (
-        re.search(r"\(\?#headwise (words|subwords|characters)( jieba)?\)", held.__getstate__().decode())
+        re.search(r"\(\?#headwise (words|subwords|unigram|characters)( jieba)?\)", held.__getstate__().decode())
         if held
         else None
     )
     match found and found[1]:
-        case "words" | "subwords" | "characters" as kind:
+        case "words" | "subwords" | "unigram" | "characters" as kind:
             return kind, bool(found and found[2])
     return "pretrained", False
 
 
 def _mark(settings: TokenizerSettings) -> str:
-    jieba = " jieba" if settings.kind == "words" and settings.chinese == "words" else ""
+    cut = settings.kind == "words" and settings.chinese == "words" and not settings.pretokenized
+    jieba = " jieba" if cut else ""
     return f"(?#headwise {settings.kind}{jieba})"
 
 
@@ -120,6 +131,11 @@ def _model(library: Any, settings: TokenizerSettings) -> tuple[Any, Any]:
             show_progress=False,
         )
         return library.models.BPE(unk_token=UNKNOWN, fuse_unk=True), trainer
+    if settings.kind == "unigram":
+        trainer = library.trainers.UnigramTrainer(
+            vocab_size=settings.vocabulary, special_tokens=_SPECIAL, unk_token=UNKNOWN, show_progress=False
+        )
+        return library.models.Unigram(), trainer
     trainer = library.trainers.WordLevelTrainer(
         vocab_size=settings.vocabulary,
         min_frequency=settings.min_frequency,
@@ -141,6 +157,8 @@ def _normalizer(library: Any, settings: TokenizerSettings) -> Any:
 
 def _pre_tokenizer(library: Any, settings: TokenizerSettings) -> Any:
     kinds, regex, mark = library.pre_tokenizers, library.Regex, _mark(settings)
+    if settings.kind == "words" and settings.pretokenized:
+        return kinds.Split(regex(rf"{mark}\S+"), "removed", invert=True)
     if settings.kind == "words":
         chinese = r"\p{Han}+" if settings.chinese == "words" else r"\p{Han}"
         # The look ahead spares spaces the whole list: twice as fast.
@@ -149,11 +167,14 @@ def _pre_tokenizer(library: Any, settings: TokenizerSettings) -> Any:
     if settings.kind == "characters":
         spaces = kinds.Metaspace(prepend_scheme="never", split=False)
         return kinds.Sequence([spaces, kinds.Split(regex(rf"{mark}[\s\S]"), "isolated")])
-    alone = kinds.Split(regex(rf"{mark}\p{{Han}}|[^\p{{L}}\p{{M}}\p{{N}}\s]"), "isolated")
+    ideograph = "" if settings.chinese == "pieces" else r"\p{Han}|"
+    # Of text that is cut already nothing stands alone: a pattern that fits nowhere.
+    single = "(?!)" if settings.pretokenized else rf"{ideograph}[^\p{{L}}\p{{M}}\p{{N}}\s]"
+    alone = kinds.Split(regex(rf"{mark}{single}"), "isolated")
     return kinds.Sequence([alone, kinds.Metaspace(prepend_scheme="first")])
 
 
 def _decoder(library: Any, settings: TokenizerSettings) -> Any:
     if settings.kind == "words":
         return None
-    return library.decoders.Metaspace(prepend_scheme="first" if settings.kind == "subwords" else "never")
+    return library.decoders.Metaspace(prepend_scheme="never" if settings.kind == "characters" else "first")

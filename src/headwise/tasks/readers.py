@@ -13,14 +13,15 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
 
 from headwise.errors import InputError
 from headwise.tasks.extras import need
 
-__all__ = ["LARGEST_ROW", "Broken", "Record", "Rows", "decompressed", "file_format", "listed", "opened"]
+__all__ = ["LARGEST_ROW", "Broken", "Record", "Rows", "decompressed", "file_format", "listed", "opened", "opened_lines"]
 
 LARGEST_ROW = 2**24
 """Most bytes that a row may have (16 MB); a longer one is broken, so that a lost quote cannot fill the memory."""
@@ -101,6 +102,19 @@ def opened(path: Path, moved: Callable[[int], object]) -> Iterator[Rows]:
             case _:
                 known = "csv, tsv, jsonl, parquet"
                 raise InputError(f"{path} must end in one of {known}, or that and .gz; got `{path.name}`. Rename it.")
+
+
+@contextmanager
+def opened_lines(paths: Sequence[Path], moved: Callable[[int], object]) -> Iterator[Rows]:
+    """Open plain text files as a table: line n of each is a value of row n; columns `source` and `target`.
+
+    Args:
+        paths: the file of each column.
+        moved: is called with how many more bytes of the files have been read.
+    """
+    with ExitStack() as stack:
+        streams = [stack.enter_context(decompressed(path)) for path in paths]
+        yield _Plain(paths, [_lines(stream, raw, moved) for stream, raw in streams])
 
 
 _Line = tuple[int, str, Broken | None]
@@ -238,6 +252,34 @@ def _long_fields() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
+
+
+class _Plain:
+    """Read plain text files side by side."""
+
+    def __init__(self, paths: Sequence[Path], files: Sequence[Iterator[_Line]]) -> None:
+        self.columns = ["source", "target"][: len(paths)]
+        self._paths, self._files = paths, files
+
+    def read(self, names: Sequence[str]) -> Iterator[Record]:
+        places, number = [self.columns.index(name) for name in names], 0
+        for number, held in enumerate(zip_longest(*self._files), 1):
+            if None in held:
+                self._refuse(number, held)
+            broken = ((place, fault) for place, (_, _, fault) in enumerate(held) if fault is not None)
+            for place, fault in broken:
+                yield number, fault._replace(column=self.columns[place])
+                break
+            else:
+                yield number, [held[place][1].rstrip("\r") for place in places]
+
+    def _refuse(self, number: int, held: Sequence[_Line | None]) -> None:
+        counts = [
+            number - 1 if line is None else number + sum(1 for _ in file)
+            for line, file in zip(held, self._files, strict=True)
+        ]
+        told = " and ".join(f"{count} in {path}" for count, path in zip(counts, self._paths, strict=True))
+        raise InputError(f"files of pairs must have equally many lines; got {told}. Align them line by line.")
 
 
 class _Jsonl:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from headwise.contracts.files import cache_folder
 from headwise.errors import InputError
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import Table, open_table, split
-from headwise.tasks.files import key_of, progress, written
+from headwise.tasks.encoding import Tokens, encode_column
+from headwise.tasks.files import key_of
 from headwise.tasks.labels import Labels
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.sources import Source
@@ -69,47 +69,33 @@ class SentimentSettings:
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Hold encoded texts, their tokens mapped into memory from the cache."""
+    """Hold encoded texts and their classes."""
 
-    tokens_N: np.ndarray
-    """Token ids of all texts one after the other, int32."""
-    start_N: np.ndarray
-    """Where each text begins in them."""
-    length_N: np.ndarray
-    """How many tokens each text has, int32."""
+    tokens: Tokens
+    """The tokens of each text."""
     target: np.ndarray | None = None
     """Class of each text, or 0 and 1 of shape (N, C) where there may be several; `None` where it is not known."""
-    cut: int = 0
-    """How many texts of the whole table were too long and lost their end."""
 
     def __len__(self) -> int:
-        return len(self.length_N)
+        return len(self.tokens)
+
+    @property
+    def length_N(self) -> np.ndarray:
+        """Tell how many tokens each text has."""
+        return self.tokens.length_N
 
     def select(self, rows: np.ndarray) -> TextExamples:
         """Keep some examples, in this order; they are counted anew from 0."""
-        target = None if self.target is None else self.target[rows]
-        return replace(self, start_N=self.start_N[rows], length_N=self.length_N[rows], target=target)
+        return TextExamples(self.tokens.select(rows), None if self.target is None else self.target[rows])
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Put the examples of these rows together."""
-        row_B = np.asarray(rows, np.int64)
-        length_B = self.length_N[row_B].astype(np.int64)
-        place_T = np.arange(length_B.max(initial=1))
-        valid_BT = place_T < length_B[:, None]
-        tokens_BT = np.zeros(valid_BT.shape, np.int64)
-        tokens_BT[valid_BT] = self.tokens_N[(self.start_N[row_B][:, None] + place_T)[valid_BT]]
-        target = None
+        tokens_BT, length_B = self.tokens.padded(rows)
+        row_B, target = np.asarray(rows, np.int64), None
         if self.target is not None:
             held = torch.from_numpy(self.target[row_B])
             target = held.float() if held.dim() == 2 else held.long()
         return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(length_B), torch.from_numpy(row_B), target)
-
-    def counts_V(self, size: int) -> np.ndarray:
-        """Count how often each token of a vocabulary of this size stands in the whole table."""
-        step, counts_V = 2**22, np.zeros(size, np.int64)
-        for at in range(0, len(self.tokens_N), step):
-            counts_V += np.bincount(self.tokens_N[at : at + step], minlength=size)
-        return counts_V
 
 
 @dataclass(frozen=True)
@@ -206,38 +192,7 @@ def encode(
         InputError: for a label that is none of the classes, with its file and row.
     """
     target = None if labels is None else labels.encode(table)
-    key = key_of(_VERSION, table.key, tokenizer.json, settings.max_tokens, settings.ends)
-    folder = (cache or cache_folder()) / "tokens" / key
-    if not (folder / "about.json").exists():
-        _write(table, tokenizer, settings, folder, quiet=quiet)
-    cut = json.loads((folder / "about.json").read_text())["cut"]
-    length_N = np.load(folder / "lengths.npy")
-    start_N = np.cumsum(length_N, dtype=np.int64) - length_N
-    return TextExamples(np.load(folder / "tokens.npy", mmap_mode="r"), start_N, length_N, target, cut)
-
-
-def _write(table: Table, tokenizer: Tokenizer, settings: SentimentSettings, folder: Path, *, quiet: bool) -> None:
-    """Write token ids and lengths a few thousand rows at a time, then a file that says that they are whole."""
-    lengths, total, cut = [np.zeros(0, np.int32)], 0, 0
-    bar = progress("tokens", len(table), unit=" rows", quiet=quiet)
-    with bar as moved, written(folder / "tokens.npy") as file:
-        _write_header(file, 0)
-        for texts in table.texts("text"):
-            found = tokenizer.encode(texts, max_tokens=settings.max_tokens, ends=settings.ends)
-            flat = np.fromiter(chain.from_iterable(found.ids), np.int32)
-            file.write(flat.tobytes())
-            lengths.append(np.fromiter(map(len, found.ids), np.int32, len(found.ids)))
-            total, cut = total + len(flat), cut + found.cut
-            moved(len(texts))
-        _write_header(file, total)
-    with written(folder / "lengths.npy") as file:
-        np.save(file, np.concatenate(lengths))
-    with written(folder / "about.json") as file:
-        file.write(json.dumps({"cut": cut}).encode())
-
-
-def _write_header(file: IO[bytes], length: int) -> None:
-    """Write the header of an array of int32 at the start of a file; it takes as much room for any length."""
-    file.seek(0)
-    about = {"descr": "<i4", "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, about)
+    tokens = encode_column(
+        table, "text", tokenizer, max_tokens=settings.max_tokens, ends=settings.ends, cache=cache, quiet=quiet
+    )
+    return TextExamples(tokens, target)

@@ -14,14 +14,14 @@ from headwise.errors import InputError
 from headwise.tasks.columns import split_name
 from headwise.tasks.extras import need
 from headwise.tasks.files import identity
-from headwise.tasks.readers import Record, Rows, file_format, listed, opened
+from headwise.tasks.readers import Record, Rows, file_format, listed, opened, opened_lines
 
 __all__ = ["ALL", "Part", "Source", "find_parts"]
 
 ALL = "all"
 """Name of the split of rows that nothing assigns to one."""
 
-Source = str | Path | Mapping[str, str | Path]
+Source = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def find_parts(source: Source) -> list[Part]:
 
     Args:
         source: a file; a folder, whose files are train, dev or test by their names, or all one table; `hub:NAME` or
-            `hub:NAME:CONFIG` for a data set of the Hugging Face hub, or a folder laid out as one; or one of these for
-            each split, by its name.
+            `hub:NAME:CONFIG` for a data set of the Hugging Face hub, or a folder laid out as one; one or two files of
+            lines in a list, for pairs; or one of these for each split, by its name.
 
     Raises:
         InputError: when there is nothing to read there.
@@ -54,6 +54,8 @@ def find_parts(source: Source) -> list[Part]:
     if isinstance(source, Mapping):
         given = [(split, part) for split, each in source.items() for part in find_parts(each)]
         return [Part(part.name, split_name(split), part.state, part.size, part.open) for split, part in given]
+    if not isinstance(source, str | Path):
+        return [_lines_part([Path(each).expanduser() for each in source])]
     if str(source).startswith("hub:"):
         return _hub_parts(str(source))
     path = Path(source).expanduser()
@@ -68,6 +70,17 @@ def find_parts(source: Source) -> list[Part]:
 
 def _file_part(path: Path, split: str) -> Part:
     return Part(str(path), split, identity(path), path.stat().st_size, lambda moved: opened(path, moved))
+
+
+def _lines_part(paths: Sequence[Path]) -> Part:
+    """Take plain text files side by side: what is read, and where there are two, what is to be written."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not 1 <= len(paths) <= 2:
+        told = f"`{missing[0]}`, which is none" if missing else f"{len(paths)}"
+        raise InputError(f"pairs must be one table, or two files of lines; got {told}. Check the paths.")
+    sizes = sum(path.stat().st_size for path in paths)
+    name = " and ".join(map(str, paths))
+    return Part(name, ALL, [identity(path) for path in paths], sizes, lambda moved: opened_lines(paths, moved))
 
 
 def _folder_parts(folder: Path) -> list[Part]:

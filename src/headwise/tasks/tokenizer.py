@@ -16,7 +16,7 @@ from headwise.errors import InputError
 from headwise.tasks.chinese import cut_words, has_chinese, places_before
 from headwise.tasks.extras import need
 from headwise.tasks.files import written
-from headwise.tasks.pieces import BEGIN, END, PADDING, UNKNOWN, TokenizerSettings, mark_of, untrained
+from headwise.tasks.pieces import BEGIN, END, PADDING, UNKNOWN, Kind, TokenizerSettings, mark_of, untrained
 
 if TYPE_CHECKING:
     import tokenizers
@@ -121,7 +121,7 @@ class Tokenizer:
         return self.inner.to_str(pretty=True)
 
     @cached_property
-    def kind(self) -> Literal["words", "subwords", "characters", "pretrained"]:
+    def kind(self) -> Kind | Literal["pretrained"]:
         """Tell what it cuts texts into."""
         return mark_of(self.inner)[0]
 

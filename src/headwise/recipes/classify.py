@@ -1,0 +1,248 @@
+"""Classify texts: what is peculiar to it among the tasks that the recipes serve."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from headwise.contracts import Batch, Scored
+from headwise.errors import ConfigError
+from headwise.models import Classifier, load_classifier, load_encoder, locate
+from headwise.recipes.batches import all_logits, batches_of_pass, checked_texts, spread
+from headwise.recipes.beginnings import Freeze, put, vectors_of
+from headwise.recipes.cards import Card
+from headwise.recipes.config import RunConfig
+from headwise.recipes.plans import Plan, Save
+from headwise.recipes.run import Run
+from headwise.tasks.data import Table
+from headwise.tasks.encoding import Tokens
+from headwise.tasks.labels import SKIPPED, Prediction
+from headwise.tasks.metrics import score
+from headwise.tasks.sentiment import Prepared, SentimentSettings, TextExamples, encode, open_texts, prepare
+from headwise.tasks.sources import ALL, Source
+from headwise.tasks.tokenizer import Tokenizer
+from headwise.training import Job, Runtime
+
+__all__ = ["card", "examples", "forward", "job", "line", "plan", "predict", "predict_texts", "report"]
+
+_log = logging.getLogger("headwise")
+
+_METRICS: dict[bool, dict[str, Literal["higher", "lower"]]] = {
+    False: {"accuracy": "higher", "macro_f1": "higher", "loss": "lower"},
+    True: {"micro_f1": "higher", "macro_f1": "higher", "accuracy": "higher", "loss": "lower"},
+}
+_CARD = Card(
+    "text-classification",
+    "A classifier of texts",
+    'headwise predict . --text "..."\nheadwise observe . --data texts.tsv',
+)
+
+
+def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
+    """Read the data and build the model; classes, vocabulary and the width of vectors are filled in."""
+    pretrained = config.pretrained
+    if pretrained:
+        config = _fitting(config, pretrained)
+    tokenizer = Tokenizer.pretrained(str(locate(pretrained))) if pretrained else None
+    torch.manual_seed(config.training.seed)
+    prepared = prepare(source, config.data, tokenizer=tokenizer, quiet=quiet)
+    if "dev" not in prepared.examples:
+        raise ConfigError("training needs a dev split; got none. Name one with --dev, or set data.dev to a share.")
+    _refuse_other(config, prepared)
+    model_config = replace(config.model, classes=prepared.labels.names, multi_label=prepared.labels.several)
+    if pretrained:
+        model = load_classifier(pretrained, model_config, head_dropout=config.model.encoder.head_dropout)
+    else:
+        model = _from_nothing(config, model_config, prepared, quiet=quiet)
+    _tell(prepared, model)
+    return Plan(replace(config, model=model.config), prepared, model)
+
+
+def _fitting(config: RunConfig, pretrained: str) -> RunConfig:
+    """Keep texts within the positions that a pretrained encoder has learned."""
+    asked, most = config.data.max_tokens, load_encoder(pretrained).config.max_positions
+    if asked <= most:
+        return config
+    _log.warning("data.max_tokens is %d, as many as %s has positions, and not %d", most, pretrained, asked)
+    return replace(config, data=replace(config.data, max_tokens=most))
+
+
+def _refuse_other(config: RunConfig, prepared: Prepared) -> None:
+    """Refuse settings that the data decides otherwise; left out, they are filled in."""
+    decided: list[tuple[str, Any, Any]] = [
+        ("model.classes", config.model.classes, prepared.labels.names),
+        ("model.multi_label", config.model.multi_label, prepared.labels.several),
+    ]
+    if not config.pretrained:
+        decided.append(("model.encoder.vocabulary", config.model.encoder.vocabulary, prepared.tokenizer.size))
+    wrong = [(name, asked, found) for name, asked, found in decided if asked and asked != found]
+    if wrong:
+        raise ConfigError(
+            "\n".join(
+                f"`{name}` must be what the data gives, {found}; got {asked}. Leave it out."
+                for name, asked, found in wrong
+            )
+        )
+
+
+def _from_nothing(config: RunConfig, model_config: Any, prepared: Prepared, *, quiet: bool) -> Classifier:
+    """Build a model of random parameters, its word vectors read from a file where there is one."""
+    counts_V = prepared.examples["train"].tokens.counts_V(prepared.tokenizer.size)
+    vectors = vectors_of(config.vectors, prepared.tokenizer, counts_V, quiet=quiet)
+    encoder = replace(model_config.encoder, vocabulary=prepared.tokenizer.size)
+    if encoder.max_positions < config.data.max_tokens:
+        encoder = replace(encoder, max_positions=config.data.max_tokens)
+    if vectors is not None:
+        encoder = replace(encoder, embedding_width=vectors.matrix_VM.shape[1])
+    model = Classifier(replace(model_config, encoder=encoder))
+    if vectors is not None:
+        put(vectors, model.encoder.tokens, frozen=config.frozen_passes == -1)
+    return model
+
+
+def _tell(prepared: Prepared, model: nn.Module) -> None:
+    counts = ", ".join(f"{len(held)} {name}" for name, held in prepared.examples.items())
+    names = prepared.labels.names
+    told = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    parameters = sum(each.numel() for each in model.parameters())
+    _log.info("%s rows; classes %s; %s parameters", counts, told, f"{parameters:,}")
+    if cut := prepared.examples["train"].tokens.cut:
+        _log.warning("%d texts were longer than data.max_tokens and lost their end", cut)
+
+
+def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
+    """Say how the classifier is trained and validated."""
+    config, prepared, model = planned.config, planned.prepared, planned.model
+    assert isinstance(config, RunConfig), "planned here"
+    assert isinstance(prepared, Prepared), "planned here"
+    steps = config.frozen_passes * batches_of_pass(planned.prepared.examples["train"], config.training)
+    return Job(
+        model=model,
+        examples=prepared.examples["train"],
+        loss=partial(_loss, smoothing=config.training.label_smoothing),
+        validate=lambda held: _figures(held, prepared.examples["dev"], runtime),
+        save=save,
+        metrics=_METRICS[prepared.labels.several],
+        on_step=Freeze(model.encoder.tokens.table.weight, steps if config.vectors else 0),
+    )
+
+
+def _loss(model: nn.Module, batch: Batch, *, smoothing: float) -> Scored:
+    """Sum the cross-entropy of a batch; of several labels, that of each."""
+    logits_BC, target = model(batch.tokens_BT, batch.length_B).float(), batch.target
+    assert target is not None, "training data has labels"
+    count = torch.tensor(len(logits_BC), device=logits_BC.device)
+    if target.dim() == 1:
+        return Scored(F.cross_entropy(logits_BC, target, reduction="sum", label_smoothing=smoothing), count)
+    soft_BC = target * (1 - smoothing) + smoothing / 2
+    return Scored(F.binary_cross_entropy_with_logits(logits_BC, soft_BC, reduction="sum"), count)
+
+
+def _figures(model: nn.Module, examples: TextExamples, runtime: Runtime) -> dict[str, float]:
+    """Compute the figures by which training chooses a model."""
+    logits_NC = all_logits(model, examples, runtime)
+    assert examples.target is not None, "validation data has labels"
+    target = torch.from_numpy(examples.target)
+    if target.dim() == 2:
+        loss, counted = F.binary_cross_entropy_with_logits(logits_NC, target.float()), score(logits_NC, target.float())
+    else:
+        loss, counted = F.cross_entropy(logits_NC, target.long()), score(logits_NC, target.long())
+    figures = counted.report([str(i) for i in range(logits_NC.shape[1])])
+    return {name: value for name, value in figures.items() if isinstance(value, float)} | {"loss": float(loss)}
+
+
+def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
+    """Compute the figures of a classifier on labelled texts.
+
+    Raises:
+        InputError: for data that cannot be read, or with labels that the model does not know.
+    """
+    table = open_texts(source, _data(run), quiet=not runtime.first)
+    held = encode(table, run.tokenizer, _data(run), labels=run.labels, quiet=not runtime.first)
+    held = _chosen(held, table, split)
+    logits_NC = all_logits(run.model.to(runtime.device), held, runtime, told="evaluate")
+    assert held.target is not None, "the table was read with its labels"
+    target = torch.from_numpy(held.target)
+    return score(logits_NC, target if target.dim() == 2 else target.long()).report(run.labels.names)
+
+
+def _data(run: Run) -> SentimentSettings:
+    assert isinstance(run.config, RunConfig), "the run of a classifier"
+    return run.config.data
+
+
+def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> list[Prediction]:
+    """Answer for every text of a table, in its order; of a split, for the rows that belong to it.
+
+    Where broken rows are left out and no split is named, `SKIPPED` stands in the place of each, so that answers and
+    rows stay side by side.
+    """
+    table = open_texts(source, _data(run), labelled=False, quiet=not runtime.first)
+    examples = _chosen(encode(table, run.tokenizer, _data(run), quiet=not runtime.first), table, split or ALL)
+    answers = run.labels.predictions(all_logits(run.model.to(runtime.device), examples, runtime, told="predict"))
+    return list(spread(answers, table.skipped.before, SKIPPED)) if split in (None, ALL) else answers
+
+
+def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Prediction]:
+    """Answer for texts at hand, in their order; processes share the work, so each must be given the same texts.
+
+    Raises:
+        InputError: for a text that is not Unicode, such as bytes of another encoding on the command line.
+    """
+    if not texts:
+        return []
+    checked_texts(texts)
+    settings = _data(run)
+    found = run.tokenizer.encode(texts, max_tokens=settings.max_tokens, ends=settings.ends)
+    examples = TextExamples(Tokens.of(found))
+    return run.labels.predictions(all_logits(run.model.to(runtime.device), examples, runtime))
+
+
+def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> TextExamples:
+    """Read texts without their labels."""
+    table = open_texts(source, _data(run), labelled=False, quiet=quiet)
+    return _chosen(encode(table, run.tokenizer, _data(run), quiet=quiet), table, split)
+
+
+def forward(model: nn.Module, batch: Batch) -> object:
+    """Have the model read a batch."""
+    return model(batch.tokens_BT, batch.length_B)
+
+
+def _chosen(held: TextExamples, table: Table, split: str | None) -> TextExamples:
+    """Keep the rows of a split; of `all`, every row."""
+    if split == ALL or (split is None and "test" not in table.splits):
+        return held
+    return held.select(table.rows(split or "test"))
+
+
+def line(answer: Prediction, *, as_json: bool) -> str:
+    """Write an answer as one line: the class, and the probability of each; or all of it as JSON."""
+    if answer == SKIPPED:
+        return json.dumps({"label": None, "skipped": True}) if as_json else "\tskipped"
+    if as_json:
+        return json.dumps(answer._asdict(), ensure_ascii=False)
+    return "\t".join([answer.label, *(f"{name}={share:.4f}" for name, share in answer.probabilities.items())])
+
+
+def card(run: Run, figures: Mapping[str, float]) -> str:
+    """Write the model card."""
+    assert isinstance(run.model, Classifier), "the run of a classifier"
+    encoder = run.model.config.encoder
+    facts = {
+        "classes": ", ".join(run.model.config.classes),
+        "began from": run.config.init,
+        "layers": encoder.layers,
+        "heads": ", ".join(str(len(names)) for names in encoder.head_names),
+        "width": encoder.d_model,
+        "parameters": f"{sum(each.numel() for each in run.model.parameters()):,}",
+    }
+    return _CARD.filled(facts, figures)

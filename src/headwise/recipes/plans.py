@@ -1,0 +1,67 @@
+"""Hold all that a run needs before its first step, and say what every task gives to the recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from headwise.contracts import Examples
+from headwise.models import Classifier, Seq2Seq
+from headwise.recipes.config import AnyConfig
+from headwise.recipes.run import Run
+from headwise.tasks.pairs import PreparedPairs
+from headwise.tasks.sentiment import Prepared
+from headwise.tasks.sources import Source
+from headwise.training import Job, Runtime
+
+__all__ = ["Kind", "Plan", "Save"]
+
+Save = Callable[[nn.Module, Path, Mapping[str, float]], None]
+"""Writes a model and its figures into a folder."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold all that a run needs before its first step."""
+
+    config: AnyConfig
+    """The settings, complete."""
+    prepared: Prepared | PreparedPairs
+    """The data."""
+    model: Classifier | Seq2Seq
+    """The model, with the parameters it begins from."""
+
+
+class Kind(Protocol):
+    """Be what a task knows and the recipes do not: one of the modules `classify` and `rewrite`."""
+
+    def plan(self, source: Source, config: Any, *, quiet: bool) -> Plan:
+        """Read the data and build the model."""
+
+    def job(self, planned: Plan, runtime: Runtime, save: Save) -> Job:
+        """Say how the model is trained and validated."""
+
+    def card(self, run: Run, figures: Mapping[str, float]) -> str:
+        """Write the model card."""
+
+    def examples(self, run: Run, source: Source, *, split: str | None, quiet: bool) -> Examples[Any]:
+        """Read data for looking at heads; of `split` left out, `test` where there is one, else all."""
+
+    def forward(self, model: nn.Module, batch: Any) -> object:
+        """Have the model read a batch."""
+
+    def report(self, run: Run, source: Source, runtime: Runtime, *, split: str | None) -> dict[str, Any]:
+        """Compute the figures of a run."""
+
+    def predict(self, run: Run, source: Source, runtime: Runtime, *, split: str | None) -> Iterable[Any]:
+        """Answer for every text of a table, in its order."""
+
+    def predict_texts(self, run: Run, texts: Sequence[str], runtime: Runtime) -> list[Any]:
+        """Answer for texts at hand, in their order."""
+
+    def line(self, answer: Any, *, as_json: bool) -> str:
+        """Write an answer as one line."""

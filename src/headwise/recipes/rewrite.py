@@ -1,0 +1,264 @@
+"""Translate and summarize: what is peculiar to tasks that turn one text into another."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headwise.contracts import PairBatch, Scored
+from headwise.errors import ConfigError
+from headwise.models import Seq2Seq, Seq2SeqConfig
+from headwise.recipes.batches import batches_of_pass, checked_texts, in_batches, in_order, spread
+from headwise.recipes.beginnings import Freeze, put, vectors_of
+from headwise.recipes.cards import Card
+from headwise.recipes.pair_config import PairConfig
+from headwise.recipes.plans import Plan, Save
+from headwise.recipes.run import Run
+from headwise.tasks.data import Table
+from headwise.tasks.decoding import Decoding, decode
+from headwise.tasks.encoding import Tokens
+from headwise.tasks.files import progress
+from headwise.tasks.pairs import PairExamples, PairTask, PreparedPairs, encode_pairs, open_pairs, prepare_pairs
+from headwise.tasks.sources import ALL, Source
+from headwise.tasks.summarization import SUMMARIZATION
+from headwise.tasks.tokenizer import Tokenizer
+from headwise.tasks.translation import TRANSLATION
+from headwise.training import Job, Runtime
+
+__all__ = ["Written", "card", "examples", "forward", "job", "line", "plan", "predict", "predict_texts", "report"]
+
+_log = logging.getLogger("headwise")
+
+_WINDOW = 2000
+"""Texts that are sorted by length together."""
+
+_TASKS: dict[str, PairTask] = {task.name: task for task in (TRANSLATION, SUMMARIZATION)}
+_COMMANDS = "headwise predict . --data texts.txt\nheadwise evaluate . --data pairs.tsv"
+_CARDS = {
+    "translation": Card("translation", "A translator of texts", _COMMANDS),
+    "summarization": Card("summarization", "A writer of summaries", _COMMANDS),
+}
+
+
+class Written(NamedTuple):
+    """Hold a text that was written."""
+
+    text: str
+    """The text."""
+    score: float
+    """Its log-probability, divided by its length as `Decoding.length_penalty` says; at most 0."""
+
+
+def _config(held: Plan | Run) -> PairConfig:
+    assert isinstance(held.config, PairConfig), "a run on pairs"
+    return held.config
+
+
+def _model(held: Plan | Run) -> Seq2Seq:
+    assert isinstance(held.model, Seq2Seq), "a run on pairs"
+    return held.model
+
+
+def plan(source: Source, config: PairConfig, *, quiet: bool = False) -> Plan:
+    """Read the data and build the model; vocabulary, tokens at the ends and the width of vectors are filled in."""
+    torch.manual_seed(config.training.seed)
+    prepared = prepare_pairs(source, config.data, _TASKS[config.task], quiet=quiet)
+    if "dev" not in prepared.examples:
+        raise ConfigError("training needs a dev split; got none. Name one with --dev, or set data.dev to a share.")
+    train, tokenizer = prepared.examples["train"], prepared.tokenizer
+    vectors = vectors_of(config.vectors, tokenizer, train.counts_V(tokenizer.size), quiet=quiet)
+    width = config.model.encoder.embedding_width if vectors is None else vectors.matrix_VM.shape[1]
+    model = Seq2Seq(_fitting(config, tokenizer, width))
+    if vectors is not None:
+        put(vectors, model.encoder.tokens, frozen=config.frozen_passes == -1)
+    counts = ", ".join(f"{len(held)} {name}" for name, held in prepared.examples.items())
+    parameters = sum(each.numel() for each in model.parameters())
+    _log.info("%s pairs; %d tokens; %s parameters", counts, tokenizer.size, f"{parameters:,}")
+    _tell_cut(train, config)
+    return Plan(replace(config, model=model.config), prepared, model)
+
+
+def _fitting(config: PairConfig, tokenizer: Tokenizer, width: int | None) -> Seq2SeqConfig:
+    """Fill in what the data decides."""
+    asked, longest = config.model.encoder, max(config.data.max_source, config.data.max_target)
+    if asked.vocabulary not in (0, tokenizer.size):
+        told = f"what the data gives, {tokenizer.size}; got {asked.vocabulary}"
+        raise ConfigError(f"`model.encoder.vocabulary` must be {told}. Leave it out.")
+    positions = max(asked.max_positions, longest)
+    encoder = replace(asked, vocabulary=tokenizer.size, embedding_width=width, max_positions=positions)
+    ends: dict[str, Any] = {"begin": tokenizer.begin_id, "end": tokenizer.end_id, "pad": 0}
+    return replace(config.model, encoder=encoder, target_vocabulary=tokenizer.size, **ends)
+
+
+def _tell_cut(held: PairExamples, config: PairConfig) -> None:
+    for name, tokens, most in (
+        ("source", held.source, config.data.max_source),
+        ("target", held.target, config.data.max_target),
+    ):
+        if tokens is not None and tokens.cut:
+            _log.warning("%d texts were longer than data.max_%s, %d, and lost their end", tokens.cut, name, most)
+
+
+def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
+    """Say how the model is trained and validated: by the loss, and by texts that it writes for some dev pairs."""
+    config, prepared, model = _config(planned), planned.prepared, _model(planned)
+    assert isinstance(prepared, PreparedPairs), "planned here"
+    steps = config.frozen_passes * batches_of_pass(prepared.examples["train"], config.training)
+    written = dict.fromkeys(_TASKS[config.task].figures, "higher") if config.sample else {}
+    metrics: dict[str, Literal["higher", "lower"]] = {"loss": "lower"}
+    metrics.update(dict.fromkeys(written, "higher"))
+    return Job(
+        model=model,
+        examples=prepared.examples["train"],
+        loss=partial(_loss, smoothing=config.training.label_smoothing),
+        validate=partial(_validate, planned, runtime),
+        save=save,
+        metrics=metrics,
+        on_step=Freeze(model.encoder.tokens.table.weight, steps if config.vectors else 0),
+        methods=("loss",),
+    )
+
+
+def _loss(model: nn.Module, batch: PairBatch, *, smoothing: float) -> Scored:
+    assert isinstance(model, Seq2Seq), "the model of the job"
+    return model.loss(batch, smoothing=smoothing)
+
+
+def _validate(planned: Plan, runtime: Runtime, model: nn.Module) -> dict[str, float]:
+    """Compute the loss on the dev pairs, and the figures of what is written greedily for some of them."""
+    config, prepared = _config(planned), planned.prepared
+    assert isinstance(prepared, PreparedPairs), "planned here"
+    assert isinstance(model, Seq2Seq), "the model of the job"
+    held, rows = prepared.examples["dev"], prepared.table.rows("dev")
+    scores = [model.loss(batch, smoothing=0.0) for batch in in_batches(held, runtime)]
+    nothing = Scored(torch.zeros((), device=runtime.device), torch.zeros((), device=runtime.device))
+    figures = {"loss": float(runtime.total(sum(scores, nothing)).mean)}
+    if config.sample:
+        some = rows if config.sample < 0 else rows[: config.sample]
+        first = held.select(torch.arange(len(some)).numpy())
+        greedy = Decoding(max_length=config.decoding.max_length, max_ratio=config.decoding.max_ratio)
+        run = Run(config, model, prepared.tokenizer)
+        texts = [best[0].text for best in _write(run, first, runtime, greedy)]
+        references = list(chain.from_iterable(prepared.table.texts("target", some)))
+        figures |= _TASKS[config.task].score(texts, references, config.data)
+    return figures
+
+
+def _write(run: Run, held: PairExamples, runtime: Runtime, decoding: Decoding, told: str = "") -> list[list[Written]]:
+    """Write texts for every source, in their order."""
+    model, tokenizer = _model(run).to(runtime.device).eval(), run.tokenizer
+    config = model.config
+    unwanted = config.pad, config.begin, tokenizer.unknown_id
+    decoding = replace(decoding, suppress=(*decoding.suppress, *unwanted))
+    found: list[tuple[Tensor, list[list[Written]]]] = []
+    with torch.inference_mode(), runtime.autocast():
+        for batch in in_batches(held, runtime, told=told):
+            lists = decode(
+                [model],
+                batch.source_BK,
+                batch.source_length_B,
+                decoding,
+                begin=config.begin,
+                end=config.end,
+                row_B=batch.row_B,
+            )
+            texts = [[Written(tokenizer.decode(each.ids), each.score) for each in best] for best in lists]
+            found.append((batch.row_B.cpu(), texts))
+    return in_order(found, len(held), runtime)
+
+
+def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> PairExamples:
+    """Read pairs: heads are looked at while both sides are known."""
+    table = open_pairs(source, _config(run).data, _TASKS[run.config.task], quiet=quiet)
+    held = encode_pairs(table, run.tokenizer, _config(run).data, quiet=quiet)
+    return held.select(_rows(table, split))
+
+
+def _rows(table: Table, split: str | None) -> Any:
+    """Name the rows of a split; left out, of `test` where there is one, else all."""
+    if split == ALL or (split is None and "test" not in table.splits):
+        return torch.arange(len(table)).numpy()
+    return table.rows(split or "test")
+
+
+def forward(model: nn.Module, batch: PairBatch) -> object:
+    """Have the model read a batch."""
+    return model(batch.source_BK, batch.source_length_B, batch.target_BT[:, :-1], batch.target_length_B - 1)
+
+
+def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
+    """Write a text for every source of a table of pairs, and compute the figures."""
+    config, quiet = _config(run), not runtime.first
+    table = open_pairs(source, config.data, _TASKS[config.task], quiet=quiet)
+    rows = _rows(table, split)
+    held = encode_pairs(table, run.tokenizer, config.data, quiet=quiet)
+    _tell_cut(held, config)
+    texts = [best[0].text for best in _write(run, held.select(rows), runtime, config.decoding, told="evaluate")]
+    sources, references = (list(chain.from_iterable(table.texts(role, rows))) for role in ("source", "target"))
+    return {**_TASKS[config.task].report(texts, references, sources, config.data), "count": len(texts)}
+
+
+def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Iterator[list[Written]]:
+    """Write a text for every source of a table, in its order, some thousand at a time; of a split, for its rows."""
+    config, quiet = _config(run), not runtime.first
+    table = open_pairs(source, config.data, _TASKS[config.task], paired=False, quiet=quiet)
+    rows = None if split in (None, ALL) else table.rows(split or ALL)
+    blank: list[Written] = []
+    answers = _answers(run, table.texts("source", rows), runtime, len(table) if rows is None else len(rows))
+    return spread(answers, table.skipped.before if rows is None else (), blank)
+
+
+def _answers(run: Run, chunks: Iterable[Sequence[str]], runtime: Runtime, count: int) -> Iterator[list[Written]]:
+    with progress("predict", count, unit=" texts", quiet=not runtime.first) as moved:
+        for chunk in chunks:
+            for at in range(0, len(chunk), _WINDOW):
+                yield from predict_texts(run, chunk[at : at + _WINDOW], runtime)
+                moved(len(chunk[at : at + _WINDOW]))
+
+
+def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[list[Written]]:
+    """Write a text for each of these, in their order; an empty one for an empty one.
+
+    Raises:
+        InputError: for a text that is not Unicode, such as bytes of another encoding on the command line.
+    """
+    data = _config(run).data
+    checked_texts(texts)
+    full = [text for text in texts if text.strip()]
+    found = run.tokenizer.encode(full, max_tokens=data.max_source - 1)
+    if found.cut:
+        _log.warning("%d texts were longer than data.max_source, %d, and lost their end", found.cut, data.max_source)
+    model = _model(run)
+    held = PairExamples(Tokens.of(found), None, model.config.begin, model.config.end)
+    answers = iter(_write(run, held, runtime, _config(run).decoding) if full else [])
+    return [next(answers) if text.strip() else [] for text in texts]
+
+
+def line(answer: Sequence[Written], *, as_json: bool) -> str:
+    """Write an answer as one line: the best text, or all of the n best with their scores as JSON."""
+    if as_json:
+        best, *others = [each._asdict() for each in answer] or [{"text": "", "score": None}]
+        return json.dumps({**best, **({"others": others} if others else {})}, ensure_ascii=False)
+    return " ".join(answer[0].text.split()) if answer else ""
+
+
+def card(run: Run, figures: Mapping[str, float]) -> str:
+    """Write the model card."""
+    config = _model(run).config
+    facts = {
+        "reads and writes": f"{run.config.task}, scored as {_config(run).data.scored_as}",
+        "began from": run.config.init,
+        "layers": f"{config.encoder.layers} + {config.decoder.layers}",
+        "width": config.encoder.d_model,
+        "vocabulary": config.target_vocabulary,
+        "parameters": f"{sum(each.numel() for each in _model(run).parameters()):,}",
+    }
+    return _CARDS[run.config.task].filled(facts, figures)
