@@ -6,7 +6,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from headwise import Classifier, ClassifierConfig, EncoderConfig, save
+from headwise import Classifier, ClassifierConfig, EncoderConfig, Seq2Seq, Seq2SeqConfig, save
 from headwise.contracts.files import write_whole
 from headwise.recipes import Run
 from headwise.recipes.config import resolve, written_run
@@ -42,19 +42,40 @@ def _as_before():
     logger.setLevel(level)
 
 
+def tiny_writer(task="translation"):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(TEXTS, TokenizerSettings(kind="words", chinese="characters"))
+    encoder = EncoderConfig(vocabulary=tokenizer.size, d_model=16, layers=1, heads=2, d_ff=16)
+    ends = {"begin": tokenizer.begin_id, "end": tokenizer.end_id, "pad": 0}
+    model = Seq2Seq(Seq2SeqConfig(encoder, target_vocabulary=tokenizer.size, **ends)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    settings = ["training.precision=float32", "data.max_source=32", "decoding.max_length=12"]
+    return Run(resolve(task, overrides=settings), model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def writer():
+    return tiny_writer()
+
+
 @pytest.fixture(scope="session")
 def run():
     return tiny_run()
 
 
-@pytest.fixture(scope="session")
-def folder(run, tmp_path_factory):
-    """Write the run as `headwise train` does."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
+def written(run, out):
+    """Write a run as `headwise train` does."""
     save(run.model, out)
     run.tokenizer.save(out / "tokenizer.json")
     write_whole(out / "run.json", written_run(run.config))
     return out
+
+
+@pytest.fixture(scope="session")
+def folder(run, tmp_path_factory):
+    return written(run, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture

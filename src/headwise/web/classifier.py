@@ -13,7 +13,7 @@ from headwise.contracts import Seen, Statistics
 from headwise.contracts.layout import HeadId
 from headwise.errors import InputError
 from headwise.heads import HeadTable, observe
-from headwise.recipes import Run
+from headwise.recipes import Run, RunConfig
 from headwise.training import Runtime
 from headwise.web.looking import check_head, head_links, hearing, layers_of, strongest, switched, table_of, tile_of
 from headwise.web.words import Piece, pieces
@@ -92,6 +92,8 @@ class ServedClassifier:
     task = "sentiment"
 
     def __init__(self, name: str, run: Run, runtime: Runtime, *, batch_tokens: int, occlusions: int) -> None:
+        assert isinstance(run.config, RunConfig), "a run of a classifier"
+        self._settings = run.config.data
         self.name, self.run, self.batch_tokens = name, run, batch_tokens
         self._runtime, self._occlusions = runtime, occlusions
         self._answer = _Answer(self)
@@ -100,7 +102,7 @@ class ServedClassifier:
 
     def about(self) -> Mapping[str, Any]:
         """Tell what clients may know of the model."""
-        settings = self.run.config.data
+        settings = self._settings
         told = {"name": self.name, "task": self.task, "labels": list(self.run.labels.names)}
         return {**told, "tokens": settings.max_tokens, "layers": self._layers}
 
@@ -172,7 +174,7 @@ class ServedClassifier:
         return Work(self._answer, _Rows(ids_N, tuple(off)), len(ids_N), max(map(len, ids_N)))
 
     def _encoded(self, texts: Sequence[str], *, cut: bool) -> tuple[list[list[int]], int]:
-        settings = self.run.config.data
+        settings = self._settings
         found = self.run.tokenizer.encode(texts, max_tokens=settings.max_tokens, ends=settings.ends)
         if found.cut and not cut:
             told = f"more in {found.cut} of {len(texts)}"
@@ -180,7 +182,7 @@ class ServedClassifier:
         return found.ids, found.cut
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        settings = self.run.config.data
+        settings = self._settings
         return self.run.tokenizer.offsets(text, max_tokens=settings.max_tokens, ends=settings.ends)
 
     def _without(self, ids: Sequence[int], piece: Piece) -> list[int]:

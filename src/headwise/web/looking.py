@@ -20,7 +20,17 @@ from headwise.heads.importance import closed
 from headwise.modules import Attend
 from headwise.web.work import HeadView
 
-__all__ = ["check_head", "head_links", "hearing", "layers_of", "strongest", "switched", "table_of", "tile_of"]
+__all__ = [
+    "check_head",
+    "head_links",
+    "hearing",
+    "layers_of",
+    "off_for_all",
+    "strongest",
+    "switched",
+    "table_of",
+    "tile_of",
+]
 
 
 @contextmanager
@@ -49,8 +59,15 @@ def _hear(
 
 
 def layers_of(model: nn.Module) -> list[dict[str, Any]]:
-    """List the attention layers with the names of their heads, in the order of the model."""
-    return [{"place": place, "heads": list(seam.heads)} for place, seam in seams_of(model).items()]
+    """List the attention layers with their kind and the names of their heads, in the order of the model.
+
+    The kind says which text is looked at from which: `encoder`, `decoder`, `cross` (the source, from what is written)
+    or `pooling` (a text, from one query for all of it).
+    """
+    return [
+        {"place": place, "kind": "cross" if "cross_attention" in place else place.split(".")[0], "heads": [*seam.heads]}
+        for place, seam in seams_of(model).items()
+    ]
 
 
 def switched(model: nn.Module, off_B: Sequence[tuple[HeadId, ...]]) -> AbstractContextManager[None]:
@@ -67,6 +84,15 @@ def switched(model: nn.Module, off_B: Sequence[tuple[HeadId, ...]]) -> AbstractC
     places = sorted({place for gates in each for place in gates})
     open_ = {place: torch.ones(len(heads[place])) for place in places}
     return gated(model, {x: torch.stack([gates.get(x, open_[x]) for gates in each]).to(device) for x in places})
+
+
+def off_for_all(model: nn.Module, off: tuple[HeadId, ...]) -> AbstractContextManager[None]:
+    """Switch the same heads off for every sample, however many there are at a time."""
+    if not off:
+        return nullcontext()
+    heads = {place: seam.heads for place, seam in seams_of(model).items()}
+    device = next(model.parameters()).device
+    return gated(model, {place: gate.to(device) for place, gate in closed(heads, off).items()})
 
 
 def strongest(

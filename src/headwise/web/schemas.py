@@ -250,7 +250,11 @@ class Viewed:
     map: list[list[float]]
     """A tile of the head's map: mean mass from a row of cells to a column."""
     written: str | None = None
-    """What the model wrote, for models that write: the text of decoder queries."""
+    """What the model wrote, for models that write."""
+    queries_written: bool = False
+    """Whether the queries are tokens of what was written, the first of them its begin."""
+    keys_written: bool = False
+    """Whether the keys are."""
 
 
 @dataclass(frozen=True)

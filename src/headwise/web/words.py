@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Piece", "pieces"]
+__all__ = ["Piece", "pieces", "spans_of"]
 
 # A run of letters and digits with what joins them, or a single letter of a script that is written without spaces.
 _WORD = re.compile(
@@ -49,3 +49,22 @@ def pieces(text: str, spans: Sequence[tuple[int, int]], most: int) -> list[Piece
 def _piece(begin: int, end: int, spans: Sequence[tuple[int, int]]) -> Piece:
     tokens = (i for i, (first, last) in enumerate(spans) if last > first and begin <= first < end)
     return Piece(begin, end, tuple(tokens))
+
+
+def spans_of(prefixes: Sequence[str]) -> list[tuple[int, int]]:
+    """Say which characters of a text each of its tokens has added, spaces before them left out.
+
+    Args:
+        prefixes: the text as it stood after each token.
+
+    Example:
+        >>> spans_of(["un", "un film", "un film", "un film noir"])
+        [(0, 2), (3, 7), (7, 7), (8, 12)]
+    """
+    spans, last = [], 0
+    for text in prefixes:
+        end = max(last, len(text))
+        begin = end - len(text[last:end].lstrip())
+        spans.append((begin, end))
+        last = end
+    return spans

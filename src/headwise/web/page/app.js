@@ -119,8 +119,6 @@ async function view() {
   const found = await ask("/v1/view", { ...asked(), text: read, head: state.head, ...state.view });
   const place = layerName(state.head.place);
   at("view-head").textContent = say("headName", { place, head: state.head.head });
-  found.keysWritten = found.written != null && state.head.place.startsWith("decoder") && !state.head.place.includes("cross");
-  if (state.head.place.startsWith("encoder")) found.written = null;
   showView(found, state.head, { text: read, queries: at("queries"), keys: at("keys"), line: at("link-told") });
   at("link-told").textContent = "";
   at("map-part").hidden = false;

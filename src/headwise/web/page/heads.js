@@ -109,8 +109,7 @@ export class Grid {
 
 // Show where a head looks from each word, told: an answer of /v1/view.
 export function showView(told, head, { text, queries, keys, line }) {
-  const readText = text;
-  const asked = told.written ?? text;
+  const asked = told.queries_written ? told.written : text;
   const marks = told.queries.map(([begin, end], i) => ({ begin, end, i }));
   const keyMarks = told.keys.map(([begin, end], i) => ({ begin, end, i }));
   const name = (key) => {
@@ -118,7 +117,7 @@ export function showView(told, head, { text, queries, keys, line }) {
     if (end === begin) return say(key === 0 ? "start" : "end");
     return `“${letters(keyText).slice(begin, end).join("")}”`;
   };
-  const keyText = told.keysWritten ? asked : readText;
+  const keyText = told.keys_written ? told.written : text;
   showText(keys, keyText, keyMarks, () => {});
   showText(queries, asked, marks, (mark, word) => {
     const links = told.links[mark.i] ?? [];
