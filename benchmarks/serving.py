@@ -35,6 +35,7 @@ from headwise import Classifier, ClassifierConfig, EncoderConfig, save
 from headwise.contracts.files import write_whole
 from headwise.data import reviews
 from headwise.models import preset
+from headwise.models.checkpoint import read_config
 from headwise.recipes.config import resolve, written_run
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.tokenizer import Tokenizer
@@ -245,6 +246,9 @@ def main() -> None:
     seconds, clients = (0.5, (1, 4)) if chosen.quick else (chosen.seconds, CLIENTS)
     with tempfile.TemporaryDirectory() as made:
         folder = chosen.run or untrained(Path(made) / "run")
+        encoder = read_config(folder)["settings"]["encoder"]
+        heads = len(encoder["heads"][0])
+        report.line(f"- model: {encoder['layers']} layers of width {encoder['d_model']}, {heads} heads in the first")
         compare(report, folder, clients, seconds, quick=chosen.quick)
         overload(report, folder, max(clients), seconds)
 

@@ -21,6 +21,7 @@ PROGRAMS = {
     "imdb": (),
     "translation_training": (),
     "overhead": (),
+    "serving": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 

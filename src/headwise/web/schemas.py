@@ -10,16 +10,23 @@ from headwise.web.config import Limits
 from headwise.web.work import Served
 
 __all__ = [
+    "Classified",
     "ExplainRequest",
     "Explained",
     "HeadName",
+    "KeyWeight",
+    "Link",
     "Models",
     "PredictRequest",
     "Predicted",
     "Problem",
+    "Share",
     "State",
     "ViewRequest",
     "Viewed",
+    "Word",
+    "Written",
+    "WrittenText",
     "limited",
 ]
 
