@@ -93,10 +93,10 @@ class HeadTable:
 
     def __str__(self) -> str:
         rows = list(self.rows())
-        names = [name for name in rows[0] if name not in ("kind", "queries", "lse")] if rows else []
-        if len({row["kind"] for row in rows}) > 1:
-            names.insert(1, "kind")
-        return _columns(names, [[_cell(row[name]) for name in names] for row in rows])
+        named = dict.fromkeys(name for row in rows for name in row)
+        hidden = {"queries", "lse", *(("kind",) if len({row["kind"] for row in rows}) < 2 else ())}
+        names = [name for name in named if name not in hidden]
+        return _columns(names, [[_cell(row.get(name, "-")) for name in names] for row in rows])
 
 
 def _seam(place: str, layer: int, kind: Any, heads: Sequence[int], scored: Mapping[str, Any]) -> Seam:

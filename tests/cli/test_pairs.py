@@ -1,0 +1,153 @@
+"""Translation and summarization from the shell: trained on pairs, measured, and used."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from headwise import recipes
+from headwise.cli import main
+from headwise.data import pairs, reports
+from tests.cli.conftest import TINY
+from tests.cli.test_faults import told_by
+
+WORDS = {"one": "un", "two": "deux", "three": "trois", "four": "quatre", "five": "cinq", "six": "six"}
+SETTINGS = [each for each in TINY if "passes" not in each and "batch" not in each]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def numbers(count, seed=0):
+    """Draw texts of numbers, and their translations word by word."""
+    drawn = random.Random(seed)
+    sources = [" ".join(drawn.choices(list(WORDS), k=drawn.randint(1, 5))) for _ in range(count)]
+    return [(source, " ".join(WORDS[word] for word in source.split())) for source in sources]
+
+
+def write_lines(folder, rows):
+    """Write pairs as two files of lines, and give their paths."""
+    paths = folder / "text.en", folder / "text.fr"
+    for path, side in zip(paths, zip(*rows, strict=True), strict=True):
+        path.write_text("".join(f"{text}\n" for text in side), encoding="utf-8")
+    return paths
+
+
+def trained(out, task, data, *more):
+    given = [
+        word
+        for each in (*SETTINGS, "training.batch_tokens=512", "training.passes=2", *more)
+        for word in ("--set", each)
+    ]
+    return main(["train", task, "--data", *map(str, data), "--out", str(out), "--quiet", *given])
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """Train a translator of numbers until it knows them."""
+    folder = tmp_path_factory.mktemp("numbers")
+    sizes = ("model.encoder.d_model=32", "model.encoder.d_ff=64", "data.tokenizer.kind=words")
+    given = (*sizes, "training.passes=40", "training.average=0", "decoding.beams=2")
+    assert trained(folder / "run", "translation", write_lines(folder, numbers(400)), *given) == 0
+    return folder / "run"
+
+
+def said(capsys, *arguments):
+    capsys.readouterr()
+    assert main([str(each) for each in (*arguments, "--quiet")]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_translator_learns_numbers(translator, tmp_path, capsys):
+    figures = json.loads(
+        said(capsys, "evaluate", translator, "--data", *write_lines(tmp_path, numbers(50, 1)), "--json")
+    )
+    assert figures["bleu"] > 90
+    assert figures["bleu_low"] <= figures["bleu"] <= figures["bleu_high"]
+    assert figures["bleu_of_copy"] < 10
+    assert figures["bleu_signature"].startswith("nrefs:1|case:mixed")
+    assert figures["count"] == 50
+
+
+def test_predict_writes_line_for_line(translator, tmp_path, capsys):
+    sources, answers = tmp_path / "new.txt", tmp_path / "answers.txt"
+    sources.write_text("one two three\n\nsix\nfour four\n", encoding="utf-8")
+    said(capsys, "predict", translator, "--data", sources, "--output", answers)
+    assert answers.read_text(encoding="utf-8") == "un deux trois\n\nsix\nquatre quatre\n"
+
+
+def test_predict_gives_the_best_with_their_scores(translator, capsys):
+    told = said(capsys, "predict", translator, "--text", "two five", "--json")
+    assert json.loads(told)["text"] == "deux cinq"
+    assert json.loads(told)["score"] <= 0
+
+
+def test_observe_shows_heads_of_all_kinds(translator, tmp_path, capsys):
+    page = tmp_path / "heads.html"
+    told = said(capsys, "observe", translator, "--data", *write_lines(tmp_path, numbers(20)), "--page", page, "--json")
+    assert {row["kind"] for row in json.loads(told)["rows"]} == {"self", "cross"}
+    assert page.exists()
+
+
+@pytest.mark.parametrize("languages", ["en-fr", "en-zh"])
+def test_bundled_pairs_train_a_translator(languages, tmp_path, capsys):
+    columns = [
+        f"data.{side}_column={name}" for side, name in zip(("source", "target"), languages.split("-"), strict=True)
+    ]
+    assert trained(tmp_path / "run", "translation", [pairs(languages)], "data.tokenizer.vocabulary=1000", *columns) == 0
+    told = said(capsys, "evaluate", tmp_path / "run", "--data", pairs(languages))
+    assert ("tok:zh" if languages == "en-zh" else "tok:13a") in told
+
+
+def test_bundled_reports_train_a_writer_of_headlines(tmp_path, capsys):
+    assert (
+        trained(tmp_path / "run", "summarization", [reports()], "model.copy=true", "data.tokenizer.vocabulary=1000")
+        == 0
+    )
+    figures = json.loads(said(capsys, "evaluate", tmp_path / "run", "--data", reports(), "--json"))
+    assert 0 <= figures["rouge_1"] <= 100
+    assert figures["rouge_1_of_lead"] > 10
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_an_example_is_read(path):
+    task = next(
+        (task for task in ("translation", "summarization") if f'task = "{task}"' in path.read_text()), "sentiment"
+    )
+    assert recipes.resolve(task, file=path).task == task
+
+
+def test_unequal_numbers_of_lines_are_told(tmp_path, capsys):
+    one, two = write_lines(tmp_path, numbers(30))
+    with two.open("a", encoding="utf-8") as file:
+        file.write("un\n")
+    told = told_by(capsys, 2, "train", "translation", "--data", one, two, "--out", tmp_path / "run")
+    assert "31" in told
+
+
+def test_an_empty_side_is_told_with_its_row(tmp_path, capsys):
+    rows = [*numbers(30), ("one", ""), ("two", "deux")]
+    told = told_by(capsys, 2, "train", "translation", "--data", *write_lines(tmp_path, rows), "--out", tmp_path / "run")
+    assert "31" in told
+
+
+def test_a_beam_of_nothing_is_told(tmp_path, capsys):
+    given = ("--data", *write_lines(tmp_path, numbers(30)), "--out", tmp_path / "run", "--set", "decoding.beams=0")
+    assert "`beams` must be at least 1; got 0" in told_by(capsys, 2, "train", "translation", *given)
+
+
+def test_texts_without_translations_are_not_evaluated(translator, tmp_path, capsys):
+    path = tmp_path / "new.txt"
+    path.write_text("one\ntwo\n", encoding="utf-8")
+    assert "target" in told_by(capsys, 2, "evaluate", translator, "--data", path)
+
+
+def test_texts_beyond_the_positions_are_cut_and_told(translator, capsys):
+    capsys.readouterr()
+    assert main(["predict", str(translator), "--text", "one " * 100_000]) == 0
+    assert "lost their end" in capsys.readouterr().err
+
+
+def test_unknown_and_control_characters_are_answered(translator, tmp_path, capsys):
+    path = tmp_path / "odd.txt"
+    path.write_bytes("one \x07 ☃ two\n\x1b[31m\n".encode())
+    assert said(capsys, "predict", translator, "--data", path).count("\n") == 2
