@@ -22,6 +22,7 @@ PROGRAMS = {
     "translation_training": (),
     "overhead": (),
     "report": (),
+    "serving": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 

@@ -1,104 +1,95 @@
-"""A headless Chromium, where there is one, and pages to open in it."""
+"""A tiny classifier with random weights, and services that answer with it."""
 
-import shutil
+import logging
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
-from headwise import Encoder, EncoderConfig, Seq2Seq, Seq2SeqConfig
-from headwise.heads import Report, draw, observe
+from headwise import Classifier, ClassifierConfig, EncoderConfig, Seq2Seq, Seq2SeqConfig, save
+from headwise.contracts.files import write_whole
+from headwise.recipes import Run
+from headwise.recipes.config import resolve, written_run
+from headwise.tasks.pieces import TokenizerSettings
+from headwise.tasks.tokenizer import Tokenizer
+from headwise.training import start
+from headwise.web import Limits, ServeConfig, application, served
 
-UGLY = "</script><b id='x' onclick=\"x()\">'&amp;"
+HERE = "http://127.0.0.1"
+TEXTS = ["a lovely film", "a dull film", "the ending is lovely but the rest is cold", "等了两个小时才上菜"]
+PLACE = "encoder.layers.0.attention.attend"
+
+
+def tiny_run():
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(TEXTS, TokenizerSettings(kind="words", chinese="characters"))
+    encoder = EncoderConfig(vocabulary=tokenizer.size, d_model=16, layers=2, heads=2, d_ff=16)
+    model = Classifier(ClassifierConfig(encoder, classes=("bad", "good"))).eval()
+    with torch.no_grad():
+        model.output.weight.mul_(40)
+    config = resolve("sentiment", overrides=["training.precision=float32", "data.max_tokens=64"])
+    return Run(config, model, tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """Put back what a command sets for its process."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("headwise")
+    handlers, level = logger.handlers, logger.level
+    yield
+    torch.set_num_threads(threads)
+    logger.handlers = handlers
+    logger.setLevel(level)
+
+
+def tiny_writer(task="translation"):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(TEXTS, TokenizerSettings(kind="words", chinese="characters"))
+    encoder = EncoderConfig(vocabulary=tokenizer.size, d_model=16, layers=1, heads=2, d_ff=16)
+    ends = {"begin": tokenizer.begin_id, "end": tokenizer.end_id, "pad": 0}
+    model = Seq2Seq(Seq2SeqConfig(encoder, target_vocabulary=tokenizer.size, **ends)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    settings = ["training.precision=float32", "data.max_source=32", "decoding.max_length=12"]
+    return Run(resolve(task, overrides=settings), model, tokenizer)
 
 
 @pytest.fixture(scope="session")
-def browser():
-    """Start Debian's Chromium; playwright would bring one of its own by a download."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
+def writer():
+    return tiny_writer()
+
+
+@pytest.fixture(scope="session")
+def run():
+    return tiny_run()
+
+
+def written(run, out):
+    """Write a run as `headwise train` does."""
+    save(run.model, out)
+    run.tokenizer.save(out / "tokenizer.json")
+    write_whole(out / "run.json", written_run(run.config))
+    return out
+
+
+@pytest.fixture(scope="session")
+def folder(run, tmp_path_factory):
+    return written(run, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture
-def show(browser):
-    """Open a file, and hold everything against it that it asks for or complains of."""
-    problems, contexts = [], []
+def client(run):
+    """Serve in this process, with settings of one's own."""
+    opened = []
 
-    def opened(path, at="", *, width=1000, scheme="light", before=""):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("request", lambda asked: asked.url in (path.as_uri(), "about:srcdoc") or problems.append(asked.url))
-        page.on("console", lambda said: problems.append(said.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        if before:
-            page.add_init_script(before)
-        page.goto(f"{path.as_uri()}{at}")
-        page.wait_for_selector("html[data-ready], [role=alert]", state="attached")
-        return page
+    def serving(*, models=None, limits=None, **settings):
+        config = ServeConfig(limits=Limits(**(limits or {})), **settings)
+        models = models or {"tiny": served("tiny", run, start("cpu", "float32"), config.limits)}
+        made = TestClient(application(models, config), base_url=HERE, raise_server_exceptions=False)
+        opened.append(made)
+        return made.__enter__()
 
-    opened.expected = ""
-    yield opened
-    for context in contexts:
-        context.close()
-    told = [each for each in problems if not opened.expected or opened.expected not in each]
-    assert not told
-
-
-@pytest.fixture(scope="session")
-def short(tmp_path_factory):
-    """Write the page of an encoder on a short text, of which one word is hostile."""
-    torch.manual_seed(3)
-    encoder = Encoder(EncoderConfig(vocabulary=23, d_model=16, heads=2, layers=2, d_ff=16)).eval()
-    return _written(encoder, ["one", UGLY, "three", "four", "five"], tmp_path_factory.mktemp("short"), about=UGLY)
-
-
-@pytest.fixture(scope="session")
-def long(tmp_path_factory):
-    """Write the page of an encoder on a text that is coarser than words at first."""
-    torch.manual_seed(3)
-    encoder = Encoder(EncoderConfig(vocabulary=2309, d_model=16, heads=2, layers=1, d_ff=16)).eval()
-    with torch.no_grad():
-        encoder.layers[0].attention.query.weight.mul_(9)
-    return _written(encoder, [f"w{i}" for i in range(2309)], tmp_path_factory.mktemp("long"))
-
-
-def _written(encoder, words, folder, about=""):
-    tokens_BT = torch.arange(len(words))[None]
-
-    def call():
-        return encoder(tokens_BT, torch.tensor([len(words)]))
-
-    with torch.no_grad(), observe(encoder) as observer:
-        call()
-    drawing = draw(encoder, call, words, title=about, closer=1)
-    report = Report(observer.table(), [drawing], about=about)
-    report.write(folder / "heads.html")
-    return folder / "heads.html", report
-
-
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory):
-    """Write the page of a model that reads and writes, before and after it lost a head."""
-    torch.manual_seed(3)
-    given = {"vocabulary": 23, "d_model": 16, "layers": 1, "d_ff": 16, "d_head": 8}
-    tables, path = [], tmp_path_factory.mktemp("pair") / "heads.html"
-    for heads in (2, ((1,),)):
-        model = Seq2Seq(Seq2SeqConfig(EncoderConfig(**given, heads=heads))).eval()
-        source_BK, target_BT = torch.arange(4, 11)[None], torch.arange(4, 8)[None]
-
-        def call(model=model, source_BK=source_BK, target_BT=target_BT):
-            return model(source_BK, torch.tensor([7]), target_BT, torch.tensor([4]))
-
-        with torch.no_grad(), observe(model) as observer:
-            call()
-        tables.append(observer.table())
-    drawing = draw(model, call, [f"s{i}" for i in range(7)], target=[f"t{i}" for i in range(4)], written=1)
-    Report(tables[1], [drawing], before=tables[0]).write(path)
-    return path, drawing
+    yield serving
+    for made in opened:
+        made.__exit__(None, None, None)

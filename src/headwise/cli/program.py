@@ -19,9 +19,11 @@ import torch
 from headwise import recipes
 from headwise.cli.heads import add_compare, add_prune, add_score, add_share
 from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
+from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.training import Runtime, start
+from headwise.web import ServeConfig, serve
 
 __all__ = ["main"]
 
@@ -76,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     heads = (_add_observe, add_score, add_prune, add_share, add_compare, _add_tour)
-    for add in (_add_train, _add_evaluate, _add_predict, _add_align, *heads, _add_doctor, _add_demo):
+    others = (_add_serve, _add_doctor, _add_demo)
+    for add in (_add_train, _add_evaluate, _add_predict, _add_align, *heads, *others):
         add(commands)
     return parser
 
@@ -164,6 +167,17 @@ def _add_tour(commands: Any) -> None:
         "--model", default="auto", metavar="FROM", help="minilm (default), random, a run, a FOLDER or HUB_ID"
     )
     parser.add_argument("--page", type=Path, default=Path("tour.html"), metavar="HTML", help="the page; tour.html")
+
+
+def _add_serve(commands: Any) -> None:
+    parser = command(commands, "serve", _serve, "answer over HTTP, with a page to try the models", "runs/demo/en")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or NAME=FOLDER")
+    parser.add_argument("--host", help="address to listen on; 127.0.0.1 by default")
+    parser.add_argument("--port", type=int, metavar="N", help="port to listen on; 8000 by default, 0 for any")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that answer; 1 by default")
+    parser.add_argument("--allow-host", action="append", metavar="NAME", help="another name the service goes by")
+    parser.add_argument("--log-texts", action="store_true", help="write texts to the log")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as limits.deadline=5")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -331,6 +345,16 @@ def _tour(chosen: Any) -> None:
     walked.write(chosen.page)
     print("\n".join(walked.lines()))
     print(f"the page is {chosen.page}", file=sys.stderr)
+
+
+def _serve(chosen: Any) -> None:
+    names = ("host", "port", "workers", "threads")
+    given: dict[str, Any] = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    given |= {"hosts": chosen.allow_host or [], "log_texts": chosen.log_texts}
+    given["token"] = os.environ.get("HEADWISE_TOKEN", "")
+    for assignment in chosen.set:
+        given = settings.override(given, assignment)
+    serve(chosen.runs, settings.read(ServeConfig, given), chosen.device)
 
 
 def _doctor(chosen: Any) -> None:

@@ -23,6 +23,7 @@ _USAGE = {
     "prune": "MODEL --data FILE --out DIR",
     "share": "MODEL --kv-heads N --out DIR",
     "compare": "TASK --data FILE --heads N,N --out DIR",
+    "serve": "RUN [RUN ...]",
     "doctor": "",
     "demo": "",
 }

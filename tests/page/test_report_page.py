@@ -5,7 +5,7 @@ import re
 import pytest
 
 from headwise.recipes.tour import tour
-from tests.web.conftest import UGLY
+from tests.page.conftest import UGLY
 
 pytestmark = pytest.mark.slow
 
