@@ -20,7 +20,7 @@ from headwise.contracts.files import cache_folder
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.errors import BackendError, ConfigError
-from headwise.kernels import fused, native, reference
+from headwise.kernels import fused, native, reference, tritonic
 from headwise.kernels.fused import Gradients
 
 __all__ = [
@@ -61,7 +61,7 @@ class Kernel(Backend, Protocol):
         """Compute gradients by the names of the problem's fields."""
 
 
-KERNELS: dict[str, Kernel] = {"native": native, "fused": fused}
+KERNELS: dict[str, Kernel] = {"native": native, "triton": tritonic, "fused": fused}
 """Backends of the operation, the preferred first."""
 BACKENDS: dict[str, Backend] = {**KERNELS, "reference": reference}
 """All backends by name."""
