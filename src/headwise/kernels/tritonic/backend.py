@@ -48,9 +48,8 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
 
 def describe(problem: Problem) -> str:
     """Say how it computes a call."""
-    biases = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
-    learned = any(bias is not None and bias.requires_grad for bias in biases)
-    told = "; the backward pass of fused for the gradient of the bias" if learned else ""
+    learned = any(bias is not None and bias.requires_grad for bias in (problem.slopes_H, problem.relative_HN))
+    told = "; the backward pass of fused for the gradient of slopes or a relative bias" if learned else ""
     where = "in Triton's interpreter, for tests only" if PASSES.INTERPRETED else "on the GPU"
     return f"one pass in the Triton kernel {where}{told}"
 
@@ -66,5 +65,10 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 def backward(
     problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
 ) -> dict[str, Tensor]:
-    """Compute the gradients."""
-    return fused.backward(problem, given, saved, needs)
+    """Compute the gradients; by the fused backend where ALiBi's slopes or a relative bias need one."""
+    if problem.empty:
+        return blocks.gradient_room(problem, needs)
+    if any(needs[1:]):
+        return fused.backward(problem, given, saved, needs)
+    found: dict[str, Tensor] = PASSES.gradients(problem, given, saved, needs[0])
+    return found

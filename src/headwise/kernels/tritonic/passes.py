@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.kernels import blocks, measure
+from headwise.kernels.fused import Gradients
+from headwise.kernels.tritonic import backward as last
 from headwise.kernels.tritonic import forward as first
 from headwise.kernels.tritonic import second
-from headwise.kernels.tritonic.call import INTERPRETED, describe, room, view
+from headwise.kernels.tritonic.call import INTERPRETED, describe, flat, room, view
 
-__all__ = ["INTERPRETED", "TILES", "attend"]
+__all__ = ["INTERPRETED", "TILES", "attend", "gradients"]
 
 TILES = {"rows": 32, "keys": 32}
 """Sizes of a tile in the interpreter."""
@@ -109,3 +112,47 @@ def _cell(place: Tensor, length: Any, cells: int) -> Tensor:
     """Find the cell of each place among `length` ones; places outside hold no weight."""
     length = length.clamp(min=1) if isinstance(length, Tensor) else max(length, 1)
     return (place * cells).div(length, rounding_mode="floor").clamp(0, cells - 1)
+
+
+def gradients(
+    problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], of_bias: bool
+) -> dict[str, Tensor]:
+    """Compute the gradients of query, key and value, and of a bias where it needs one."""
+    names = ("query_BHQD", "key_BGKD", "value_BGKE")
+    found = {name: room(getattr(problem, name), getattr(problem, name).shape) for name in names}
+    arriving = _arriving(problem, given, saved)
+    batch, heads, groups, queries, keys, _, _ = problem.sizes
+    views = [view(found[name]) for name in names]
+    with _launching():
+        for guarded in (False, True) if problem.hides else (False,):
+            sizes, options = _tiles(problem, guarded=True)
+            call = describe(problem, *sizes, guarded=guarded)
+            last.to_queries[triton.cdiv(queries, sizes[0]), batch * heads](call, arriving, views[0], **options)
+            last.to_keys[triton.cdiv(keys, sizes[1]), batch * groups](call, arriving, *views[1:], **options)
+        if of_bias and problem.bias_BHQK is not None:
+            found["bias_BHQK"] = _bias(problem, arriving, problem.bias_BHQK)
+    return found
+
+
+def _arriving(
+    problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None]
+) -> last.Arriving:
+    numbers = (flat(x, torch.float32) for x in (saved[1], given.lse_BHQ, saved[2], given.entropy_BHQ))
+    lse_BHQ, lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ = numbers
+    assert lse_BHQ is not None, "the forward pass saves it"
+    grad_BHQE = given.output_BHQE
+    views = (None, None) if grad_BHQE is None else (view(saved[0]), view(grad_BHQE.to(saved[0].dtype)))
+    broken = torch.zeros(1, dtype=torch.int32, device=lse_BHQ.device) if problem.hides else None
+    scratch = torch.empty_like(lse_BHQ), torch.empty_like(lse_BHQ)
+    return last.Arriving(*views, lse_BHQ, lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ, *scratch, broken)
+
+
+def _bias(problem: Problem, arriving: last.Arriving, bias_BHQK: Tensor) -> Tensor:
+    """Compute the gradient of a bias, guarded: it costs little beside the sums."""
+    found = torch.empty(bias_BHQK.shape, dtype=torch.float32, device=bias_BHQK.device)
+    sizes, options = _tiles(problem, guarded=True)
+    samples, heads, rows, keys = bias_BHQK.shape
+    shape = samples, heads, *(tl.constexpr(n == 1) for n in (rows, keys)), problem.sizes[0]
+    grid = triton.cdiv(rows, sizes[0]), triton.cdiv(keys, sizes[1]), samples * heads
+    last.to_bias[grid](describe(problem, *sizes, guarded=True), arriving, view(found), shape, **options)
+    return found
