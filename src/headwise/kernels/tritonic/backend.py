@@ -18,10 +18,15 @@ __all__ = ["NAME", "PASSES", "backward", "describe", "forward", "refusal"]
 
 NAME = "triton"
 
-_WANTED = torch.version.cuda is not None or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 PASSES: Any = None
 """The module that launches the kernels; `None` without Triton, and where it could not be used."""
-if _WANTED and find_spec("triton") is not None:
+if (torch.version.cuda is not None or _interpreting()) and find_spec("triton") is not None:
     from headwise.kernels.tritonic import passes
 
     PASSES = passes
@@ -41,9 +46,9 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
     bias_BHQK = problem.bias_BHQK
     if bias_BHQK is not None and bias_BHQK.dtype not in _DTYPES:
         return f"it adds a bias of float32, bfloat16 or float16, not {str(bias_BHQK.dtype).removeprefix('torch.')}"
-    if query_BHQD.device.type != "cuda" and not (PASSES and PASSES.INTERPRETED):
+    if query_BHQD.device.type != "cuda" and not _interpreting():
         return "it is built for CUDA"
-    return None if PASSES else "Triton is not installed: pip install 'headwise[gpu]'"
+    return None if PASSES is not None else "Triton is not installed: pip install 'headwise[gpu]'"
 
 
 def describe(problem: Problem) -> str:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LOG2_E = 1.4426950408889634
-INTERPRETED: bool = not isinstance(triton.jit(lambda: None), triton.runtime.jit.JITFunction)
+INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether Triton was imported under TRITON_INTERPRET=1, which runs kernels on the CPU, slowly."""
 _FAR = 1 << 30
 """Beyond every tensor."""

@@ -59,8 +59,8 @@ def _tiles(problem: Problem, *, guarded: bool = False) -> tuple[tuple[int, int],
         return (TILES["rows"], TILES["keys"]), {}
     wide = max(problem.sizes[5:]) > 128
     if problem.query_BHQD.dtype == torch.float32 or wide or guarded:
-        return (64, 32), {"num_warps": 4, "num_stages": 2}
-    return (128, 64), {"num_warps": 8 if max(problem.sizes[5:]) > 64 else 4, "num_stages": 3}
+        return (64, 32), {"num_warps": 8 if wide else 4, "num_stages": 2}
+    return (128, 64), {"num_warps": 8, "num_stages": 3}
 
 
 @contextmanager

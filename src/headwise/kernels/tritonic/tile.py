@@ -25,24 +25,23 @@ def place_of(call, b, h):
 def band(call, place, first):
     """Bound the keys that some query of a tile may see, and those that all of them see: first, last, first, last."""
     _, _, start, keys, queries = place
-    hiding = call.hiding
     step: tl.constexpr = call.tiling.keys
     last = tl.minimum(first + call.tiling.rows, call.sizes.queries) - 1
     own = keys - queries
     low, high, all_low, all_high = start, start + keys, start, start + keys
-    if hiding.left is not None:
-        low = tl.maximum(low, start + first + own - hiding.left)
-        all_low = tl.maximum(all_low, start + last + own - hiding.left)
-    if hiding.right is not None:
-        high = tl.minimum(high, start + last + own + hiding.right + 1)
-        all_high = tl.minimum(all_high, start + first + own + hiding.right + 1)
-    if hiding.start_causal:
+    if call.hiding.left is not None:
+        low = tl.maximum(low, start + first + own - call.hiding.left)
+        all_low = tl.maximum(all_low, start + last + own - call.hiding.left)
+    if call.hiding.right is not None:
+        high = tl.minimum(high, start + last + own + call.hiding.right + 1)
+        all_high = tl.minimum(all_high, start + first + own + call.hiding.right + 1)
+    if call.hiding.start_causal:
         high = tl.minimum(high, start + last + 1)
         all_high = tl.minimum(all_high, start + first + 1)
-    if hiding.query_length is not None:
+    if call.hiding.query_length is not None:
         high = tl.where(first < queries, high, low)
         all_high = tl.where(last < queries, all_high, all_low)
-    if hiding.segments > 0 or hiding.dense is not None:
+    if call.hiding.segments > 0 or call.hiding.dense is not None:
         all_high = all_low
     low = low // step * step
     high = tl.maximum(high, low)
@@ -63,21 +62,20 @@ def edge(step, bounds, i):
 def reaching(call, place, first):
     """Bound the queries that may see some key of a tile."""
     _, _, start, keys, queries = place
-    hiding = call.hiding
     step: tl.constexpr = call.tiling.rows
     low, high = first * 0, call.sizes.queries + first * 0
     spot = first - start
     last = spot + call.tiling.keys - 1
     own = keys - queries
-    if hiding.right is not None:
-        low = tl.maximum(low, spot - own - hiding.right)
-    if hiding.start_causal:
+    if call.hiding.right is not None:
+        low = tl.maximum(low, spot - own - call.hiding.right)
+    if call.hiding.start_causal:
         low = tl.maximum(low, spot)
-    if hiding.left is not None:
-        high = tl.minimum(high, last - own + hiding.left + 1)
-    if hiding.query_length is not None:
+    if call.hiding.left is not None:
+        high = tl.minimum(high, last - own + call.hiding.left + 1)
+    if call.hiding.query_length is not None:
         high = tl.minimum(high, queries)
-    if hiding.key_length is not None:
+    if call.hiding.key_length is not None:
         high = tl.where((spot < keys) & (last >= 0), high, 0)
     low = tl.minimum(low, high) // step * step
     return tl.maximum(low, 0), high
@@ -132,28 +130,27 @@ def relative_of(place, rows, cols):
 def visible(call, place, rows, cols):
     """Write out the mask of a tile."""
     b, h, start, keys, queries = place
-    hiding = call.hiding
     spot = cols - start
     inside = (rows < call.sizes.queries)[:, None] & (cols < call.sizes.keys)[None, :]
     seen = inside
-    if hiding.key_length is not None:
+    if call.hiding.key_length is not None:
         seen &= ((spot >= 0) & (spot < keys))[None, :]
-    if hiding.query_length is not None:
+    if call.hiding.query_length is not None:
         seen &= (rows < queries)[:, None]
-    if hiding.left is not None:
-        seen &= relative_of(place, rows, cols) >= -hiding.left
-    if hiding.right is not None:
-        seen &= relative_of(place, rows, cols) <= hiding.right
-    if hiding.start_causal:
+    if call.hiding.left is not None:
+        seen &= relative_of(place, rows, cols) >= -call.hiding.left
+    if call.hiding.right is not None:
+        seen &= relative_of(place, rows, cols) <= call.hiding.right
+    if call.hiding.start_causal:
         seen &= spot[None, :] <= rows[:, None]
-    for n in tl.static_range(hiding.segments):
-        q_at = hiding.query_segment + (b.to(tl.int64) * call.sizes.queries + rows) * hiding.segments + n
-        k_at = hiding.key_segment + (b.to(tl.int64) * call.sizes.keys + cols) * hiding.segments + n
+    for n in tl.static_range(call.hiding.segments):
+        q_at = call.hiding.query_segment + (b.to(tl.int64) * call.sizes.queries + rows) * call.hiding.segments + n
+        k_at = call.hiding.key_segment + (b.to(tl.int64) * call.sizes.keys + cols) * call.hiding.segments + n
         q_id = tl.load(q_at, mask=rows < call.sizes.queries, other=0)
         k_id = tl.load(k_at, mask=cols < call.sizes.keys, other=0)
         seen &= q_id[:, None] == k_id[None, :]
-    if hiding.dense is not None:
-        seen &= tl.load(pointers(hiding.dense, b, h, rows, cols), mask=inside, other=0) != 0
+    if call.hiding.dense is not None:
+        seen &= tl.load(pointers(call.hiding.dense, b, h, rows, cols), mask=inside, other=0) != 0
     return seen
 
 
@@ -162,19 +159,18 @@ def scores(call, place, rows, cols, q, k, masked):
     """Compute the scores of a tile times log2(e), hidden ones at -inf; `masked` where some may be hidden."""
     b, h, _, _, _ = place
     s = tl.dot(q, tl.trans(k), input_precision=call.tiling.precision) * call.scale
-    added = call.added
-    if added.bias is not None:
+    if call.added.bias is not None:
         inside = (rows < call.sizes.queries)[:, None] & (cols < call.sizes.keys)[None, :]
-        bias = tl.load(pointers(added.bias, b, h, rows, cols), mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(pointers(call.added.bias, b, h, rows, cols), mask=inside, other=0.0).to(tl.float32)
         # A bias of -inf hides, whatever the score is.
         s = tl.where(bias == float("-inf"), float("-inf"), s + bias * 1.4426950408889634)
-    if added.slopes is not None:
-        slope = tl.load(added.slopes + h) * 1.4426950408889634
+    if call.added.slopes is not None:
+        slope = tl.load(call.added.slopes + h) * 1.4426950408889634
         s -= slope * tl.abs(relative_of(place, rows, cols)).to(tl.float32)
-    if added.relative is not None:
-        reach = added.relatives // 2
+    if call.added.relative is not None:
+        reach = call.added.relatives // 2
         column = tl.minimum(tl.maximum(relative_of(place, rows, cols), -reach), reach) + reach
-        s += tl.load(added.relative + h * added.relatives + column) * 1.4426950408889634
+        s += tl.load(call.added.relative + h * call.added.relatives + column) * 1.4426950408889634
     if masked:
         s = tl.where(visible(call, place, rows, cols), s, float("-inf"))
     return s
