@@ -52,7 +52,7 @@ class Sizes:
     """Draw the sizes of a call, prime and all different but where an edge is drawn on purpose."""
 
     def __init__(self, draw: Any, *, large: bool = False, few: bool = False, least: int = 0) -> None:
-        """Draw them; `large` for lengths that reach the fused operation, `few` heads, `least` for the shortest length."""
+        """Draw them; `large` for lengths that reach the fused operation, `few` heads, `least` for the least length."""
         self.samples = draw(st.sampled_from((2, 1) if few else (2, 1, 3)))
         self.groups = draw(st.sampled_from((1, 2) if large or few else (2, 1, 3)))
         share = draw(st.sampled_from((1, 2) if large or few else (1, 2, 5)))
@@ -134,7 +134,16 @@ def statistics(draw: Any) -> Any:
 
 
 KINDS = ("causal", "window", "lengths", "segments", "dense", "left padding")
-LIMITS = {"fewest": 0, "most": 3, "kinds": KINDS, "bias": True, "dropout": True, "large": False, "few": False, "least": 0}
+LIMITS = {
+    "fewest": 0,
+    "most": 3,
+    "kinds": KINDS,
+    "bias": True,
+    "dropout": True,
+    "large": False,
+    "few": False,
+    "least": 0,
+}
 
 
 @st.composite

@@ -19,7 +19,6 @@ __all__ = ["NAME", "PASSES", "backward", "describe", "forward", "refusal"]
 NAME = "triton"
 
 
-
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 

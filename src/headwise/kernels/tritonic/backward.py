@@ -175,10 +175,9 @@ def to_queries(call, given, query_gradient):
 @triton.jit
 def _pull(call, given, place, tile, vectors, numbers, state):
     """Add what a tile of keys gives to its queries."""
-    rows, at = tile
     q, do = vectors
     found, total = state
-    k, v = _key(call, given, place, at + tl.arange(0, call.tiling.keys))
+    k, v = _key(call, given, place, tile[1] + tl.arange(0, call.tiling.keys))
     ds, _, p = _slope(call, given, place, tile, (q, k, v, do), numbers)
     k = _clean(call, k)
     return found + tl.dot(ds.to(k.dtype), k, input_precision=call.tiling.precision), total + tl.sum(p, 1)
@@ -199,7 +198,7 @@ def to_keys(call, given, key_gradient, value_gradient):
     key = tl.zeros([call.tiling.keys, call.tiling.width], tl.float32)
     value = tl.zeros([call.tiling.keys, call.tiling.value_width], tl.float32)
     state = key, value, reached
-    for i in range(0, call.sizes.share):
+    for i in range(call.sizes.share):
         place = place_of(call, b, g * call.sizes.share + i)
         bounds = reaching(call, place, at)
         for first in range(bounds[0], bounds[1], call.tiling.rows):

@@ -176,11 +176,12 @@ def room(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _hiding(problem: Problem) -> Hiding:
     mask = problem.mask
     left, right = (None if bound is None else min(bound, _FAR) for bound in (mask.left, mask.right))
-    lengths = (flat(x, torch.int64) for x in (mask.key_length_B, mask.key_start_B, mask.query_length_B))
-    key, query = (flat(x, torch.int64) for x in (mask.key_segment_BKN, mask.query_segment_BQN))
-    count = 0 if key is None else key.shape[2]
+    held = mask.key_length_B, mask.key_start_B, mask.query_length_B, mask.key_segment_BKN, mask.query_segment_BQN
+    length, start, counted, key, query = (flat(x, torch.int64) for x in held)
+    count = 0 if mask.key_segment_BKN is None else mask.key_segment_BKN.shape[2]
     dense = None if mask.dense_BHQK is None else view(mask.dense_BHQK.view(torch.uint8))
-    return Hiding(left, right, tl.constexpr(mask.start_causal), *lengths, key, query, tl.constexpr(count), dense)
+    causal, segments = tl.constexpr(mask.start_causal), tl.constexpr(count)
+    return Hiding(left, right, causal, length, start, counted, key, query, segments, dense)
 
 
 def _added(problem: Problem) -> Added:

@@ -64,7 +64,7 @@ def attend(call, results):
     bounds = band(call, place, first)
     for at in range(bounds[2], bounds[3], step):
         state = _tile(call, results, place, rows, at, q, state, tl.constexpr(False))
-    for i in range(0, tl.cdiv(bounds[2] - bounds[0] + tl.maximum(bounds[1] - bounds[3], 0), step)):
+    for i in range(tl.cdiv(bounds[2] - bounds[0] + tl.maximum(bounds[1] - bounds[3], 0), step)):
         at = edge(step, bounds, i)
         if call.hiding.segments > 0 or call.hiding.dense is not None:
             if worth(call, place, rows, at + tl.arange(0, step)):
@@ -102,7 +102,9 @@ def _tile(call, results, place, rows, at, q, state, masked):
     sums = _sums(results, place, rows, cols, p, fade, sums)
     if call.dropped.seed is not None:
         p = tl.where(kept(call, place, rows, at), p, 0.0)
-    v = load(call, call.value, spot, cols, (call.sizes.keys, call.sizes.value_width, tl.arange(0, call.tiling.value_width)))
+    v = load(
+        call, call.value, spot, cols, (call.sizes.keys, call.sizes.value_width, tl.arange(0, call.tiling.value_width))
+    )
     if call.tiling.guarded:
         whole = finite(v)
         lost = tl.max(1 - whole.to(tl.int32), 1)

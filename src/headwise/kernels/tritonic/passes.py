@@ -39,9 +39,9 @@ def attend(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     largest_BHQ = torch.empty_like(lse_BHQ) if later else None
     peak_BHQ = found.get("peak_BHQ", torch.empty_like(lse_BHQ) if later else None)
     broken = torch.zeros(1, dtype=torch.int32, device=lse_BHQ.device) if problem.hides else None
-    numbers = {name.rpartition("_")[0]: x for name, x in found.items() if name not in _SECOND}
+    numbers: dict[str, Any] = {name.rpartition("_")[0]: x for name, x in found.items() if name not in _SECOND}
     numbers |= {"peak": peak_BHQ, "largest": largest_BHQ, "broken": broken}
-    rest = {name: None for name in first.Results._fields} | {"sinks": asked.sink, "reach": asked.local or 0}
+    rest: dict[str, Any] = dict.fromkeys(first.Results._fields) | {"sinks": asked.sink, "reach": asked.local or 0}
     results = first.Results(**rest | numbers | {"output": view(output_BHQE), "lse": lse_BHQ})
     with _launching():
         for guarded in (False, True) if problem.hides else (False,):
@@ -58,6 +58,8 @@ def _tiles(problem: Problem, *, guarded: bool = False) -> tuple[tuple[int, int],
     if INTERPRETED:
         return (TILES["rows"], TILES["keys"]), {}
     wide = max(problem.sizes[5:]) > 128
+    if problem.query_BHQD.dtype == torch.float32 and wide:
+        return (32, 32), {"num_warps": 8, "num_stages": 1}
     if problem.query_BHQD.dtype == torch.float32 or wide or guarded:
         return (64, 32), {"num_warps": 8 if wide else 4, "num_stages": 2}
     return (128, 64), {"num_warps": 8, "num_stages": 3}
@@ -88,9 +90,9 @@ def _look_again(
             found["map_BHPP"], found["map_count_BHP"] = _map(problem, room_BHPK, lse_BHQ != -math.inf)
     if asked.links:
         weight_BHQN, key_BHQN = found["link_weight_BHQN"], found["link_key_BHQN"]
-        grid = triton.cdiv(queries, sizes[0]), batch * heads
+        lines = triton.cdiv(queries, sizes[0]), batch * heads
         slots = triton.next_power_of_2(asked.links)
-        second.link[grid](call, rows, weight_BHQN, key_BHQN, asked.links, slots=slots, **options)
+        second.link[lines](call, rows, weight_BHQN, key_BHQN, asked.links, slots=slots, **options)
         found["link_weight_BHQN"], order_BHQN = weight_BHQN.sort(dim=-1, descending=True, stable=True)
         found["link_key_BHQN"] = key_BHQN.gather(-1, order_BHQN)
 
@@ -134,17 +136,15 @@ def gradients(
     return found
 
 
-def _arriving(
-    problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None]
-) -> last.Arriving:
-    numbers = (flat(x, torch.float32) for x in (saved[1], given.lse_BHQ, saved[2], given.entropy_BHQ))
-    lse_BHQ, lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ = numbers
-    assert lse_BHQ is not None, "the forward pass saves it"
+def _arriving(problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None]) -> last.Arriving:
+    lse_BHQ = saved[1].float().contiguous()
+    lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ = (flat(x, torch.float32) for x in (given.lse_BHQ, saved[2], given.entropy_BHQ))
     grad_BHQE = given.output_BHQE
-    views = (None, None) if grad_BHQE is None else (view(saved[0]), view(grad_BHQE.to(saved[0].dtype)))
+    gradient = None if grad_BHQE is None else view(grad_BHQE.to(saved[0].dtype))
     broken = torch.zeros(1, dtype=torch.int32, device=lse_BHQ.device) if problem.hides else None
-    scratch = torch.empty_like(lse_BHQ), torch.empty_like(lse_BHQ)
-    return last.Arriving(*views, lse_BHQ, lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ, *scratch, broken)
+    pulled, share = torch.empty_like(lse_BHQ), torch.empty_like(lse_BHQ)
+    numbers = lse_BHQ, lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ
+    return last.Arriving(view(saved[0]), gradient, *numbers, pulled, share, broken)
 
 
 def _bias(problem: Problem, arriving: last.Arriving, bias_BHQK: Tensor) -> Tensor:

@@ -70,7 +70,9 @@ def link(call, found, weights, keys, links, slots: tl.constexpr):
     q = load(call, call.query, (b, h), rows, limits)
     slot = tl.arange(0, slots)
     # Slots beyond `links` hold what nothing can beat.
-    best = tl.zeros([call.tiling.rows, slots], tl.float32) + tl.where(slot < links, float("-inf"), float("inf"))[None, :]
+    best = (
+        tl.zeros([call.tiling.rows, slots], tl.float32) + tl.where(slot < links, float("-inf"), float("inf"))[None, :]
+    )
     held = best, tl.zeros([call.tiling.rows, slots], tl.int32) - 1
     step: tl.constexpr = call.tiling.keys
     low, high, _, _ = band(call, place, first)
@@ -97,7 +99,7 @@ def _strongest(call, place, tile, q, held, links):
     k = load(call, call.key, spot, cols, (call.sizes.keys, call.sizes.width, tl.arange(0, call.tiling.width)))
     s = scores(call, place, rows, cols, q, k, tl.constexpr(True))
     slot = tl.arange(0, best.shape[1])
-    for _ in range(0, links):
+    for _ in range(links):
         top = tl.max(s, 1)
         at = tl.min(tl.where(s == top[:, None], cols[None, :], 2147483647), 1)
         least = tl.min(best, 1)
