@@ -22,7 +22,7 @@ from headwise.kernels.tritonic import forward as first
 from headwise.kernels.tritonic import second
 from headwise.kernels.tritonic.call import INTERPRETED, describe, flat, room, view
 
-__all__ = ["INTERPRETED", "TILES", "attend", "gradients"]
+__all__ = ["TILES", "attend", "gradients"]
 
 TILES = {"rows": 32, "keys": 32}
 """Sizes of a tile in the interpreter."""
@@ -138,7 +138,9 @@ def gradients(
 
 def _arriving(problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None]) -> last.Arriving:
     lse_BHQ = saved[1].float().contiguous()
-    lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ = (flat(x, torch.float32) for x in (given.lse_BHQ, saved[2], given.entropy_BHQ))
+    lse_gradient_BHQ, entropy_BHQ, entropy_gradient_BHQ = (
+        flat(x, torch.float32) for x in (given.lse_BHQ, saved[2], given.entropy_BHQ)
+    )
     grad_BHQE = given.output_BHQE
     gradient = None if grad_BHQE is None else view(grad_BHQE.to(saved[0].dtype))
     broken = torch.zeros(1, dtype=torch.int32, device=lse_BHQ.device) if problem.hides else None

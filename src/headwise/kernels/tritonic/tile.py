@@ -6,7 +6,20 @@ A `place` is what a program works on: sample, query head, first valid key, valid
 import triton
 import triton.language as tl
 
-__all__ = ["band", "edge", "finite", "kept", "load", "place_of", "pointers", "reaching", "scores", "worth"]
+__all__ = [
+    "band",
+    "edge",
+    "finite",
+    "kept",
+    "load",
+    "place_of",
+    "pointers",
+    "reaching",
+    "relative_of",
+    "scores",
+    "visible",
+    "worth",
+]
 
 
 @triton.jit
