@@ -20,13 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, whose statistics.py would hide Python's own
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"  # before Triton is imported
 
 from benchmarks.common import Contestant, Report, begin, options, side_by_side
 from headwise import Mask, Statistics, attend
 
+ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 PASSING = Statistics.parse("lse, entropy, peak, position, distance, sink=1, diagonal, previous, next, local=8")
 SECOND = Statistics(received=True, map=64 if ON_GPU else 2)
@@ -36,6 +35,8 @@ PEERS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+SHAPES = ((16, 16, 64), (16, 16, 128), (32, 8, 128))
+"""Query heads, groups, width."""
 TOKENS = (2048, 4096, 8192, 16384)
 MOST_WRITTEN = 8192
 """Tokens up to which attention is written out: its weights are whole matrices."""
@@ -115,11 +116,7 @@ def call_of(way: Callable[[], Tensor], x: list[Tensor]) -> Call:
 
 def speed(report: Report, rounds: int, quick: bool) -> None:
     """Compare speeds: 4 products of a matrix forward, 10 more backward in half of them again where causal."""
-    shapes = (
-        ((2, 1, 32, 16),)
-        if quick
-        else tuple((h, g, t, d) for h, g, d in ((16, 16, 64), (16, 16, 128), (32, 8, 128)) for t in TOKENS)
-    )
+    shapes = ((2, 1, 32, 16),) if quick else tuple((h, g, t, d) for h, g, d in SHAPES for t in TOKENS)
     report.section("Speed, TFLOP/s")
     report.table("pass", "shape", "mask", "way", "ms", "TFLOP/s", first=4)
     for training in (False, True):
@@ -134,7 +131,7 @@ def speed(report: Report, rounds: int, quick: bool) -> None:
 
 
 def errors(report: Report, quick: bool) -> None:
-    """Compare errors against float64, in the output and in every gradient; fail beyond law 1."""
+    """Compare errors against float64, in the output and in every gradient; fail where one is far off."""
     report.section("Largest error against float64")
     report.table("way", "result", "error", "of", first=2)
     x = inputs(2, 1, 17 if quick else 509, 16 if quick else 64, training=True)

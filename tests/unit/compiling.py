@@ -1,22 +1,22 @@
-"""Compile every GPU kernel for a card that need not be there, and print their names: a program of its own."""
+"""Compile every GPU kernel for a card that need not be there, and write their names: a program of its own."""
 
 import sys
 
 import torch
+import triton
 from torch import Tensor
 from triton._C.libtriton import native_specialize_impl
 from triton._utils import find_paths_if, get_iterable_path
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
-from triton.compiler import ASTSource, compile
+from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-
-TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
-torch.version.cuda = "13.0"  # what makes the backend load its kernels
 
 import headwise
 from headwise import Alibi, Dropout, Mask, Statistics
 from headwise.kernels import tritonic
+
+TARGET = GPUTarget("cuda", int(sys.argv[2]), 32)
 
 
 def compiled(kernel: JITFunction, *given: object, grid: object, warmup: bool, **named: object) -> None:
@@ -35,8 +35,8 @@ def compiled(kernel: JITFunction, *given: object, grid: object, warmup: bool, **
         {path: get_iterable_path(values, path) for path in paths},
         {},
     )
-    assert compile(source, target=TARGET, options=settings).asm["cubin"]
-    print(kernel.fn.__name__)
+    assert triton.compile(source, target=TARGET, options=settings).asm["cubin"]
+    sys.stdout.write(f"{kernel.fn.__name__}\n")
 
 
 def attend(dtype: torch.dtype, width: int, mask: Mask | None, statistics: Statistics, **settings: object) -> None:
