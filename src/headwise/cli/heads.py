@@ -150,7 +150,7 @@ def _trained(chosen: Any, before: recipes.Subject, runtime: Runtime, smaller: re
         return smaller
     if chosen.passes < 1:
         raise ConfigError(f"`--passes` must be at least 1; got {chosen.passes}. 1 is usual.")
-    recipes.train_on(smaller, source(chosen.train), chosen.out, runtime, passes=chosen.passes)
+    recipes.train_on(smaller, source(chosen.train), chosen.out, runtime, passes=chosen.passes, quiet=chosen.quiet)
     return recipes.open_subject(str(chosen.out), data_settings(chosen))
 
 

@@ -125,7 +125,9 @@ def _written(subject: Subject, out: Path, chosen: Plan | None, figures: Mapping[
     return subject
 
 
-def train_on(subject: Subject, source: Source, out: Path, runtime: Runtime, *, passes: int = 1) -> Outcome:
+def train_on(
+    subject: Subject, source: Source, out: Path, runtime: Runtime, *, passes: int = 1, quiet: bool = False
+) -> Outcome:
     """Train a run's model further on data, by the same loop; the best model stands in `out`.
 
     The learning rate and everything else is that of the run, without gates.
@@ -138,5 +140,5 @@ def train_on(subject: Subject, source: Source, out: Path, runtime: Runtime, *, p
     training = replace(subject.run.config.training, passes=passes, steps=None, gate_penalty=0.0)
     changed: Any = {"training": training}
     run = replace(subject.run, config=replace(subject.run.config, **changed))
-    planned = kind_of(run.config).again(run, source, quiet=not runtime.first)
-    return train(planned, out, runtime, quiet=not runtime.first)
+    planned = kind_of(run.config).again(run, source, quiet=quiet or not runtime.first)
+    return train(planned, out, runtime, quiet=quiet)
