@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, whose statistics.py would hide Python's own
+sys.path.pop(0)  # this folder, whose statistics.py would stand before Python's own
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"  # before Triton is imported
 
 from benchmarks.common import Contestant, Report, begin, options, side_by_side
