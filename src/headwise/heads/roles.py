@@ -64,7 +64,9 @@ def guess(row: Mapping[str, Any]) -> Role:
         return Role("aligning" if row.get("kind") == "cross" else "picking", _told(row, "peak"))
     length = row.get("length", 0.0)
     if "entropy" in row and length > 1 and row["entropy"] >= _BROAD * math.log(length):
-        return Role("broad", f"{_told(row, 'entropy')} of at most {math.log(length):.2f}")
+        return Role(
+            "broad", f"{_told(row, 'entropy')}; equal weights over {length:.0f} tokens have {math.log(length):.2f}"
+        )
     return Role("mixed", _told(row, largest) if largest else "")
 
 
