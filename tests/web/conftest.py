@@ -1,6 +1,7 @@
 """A tiny classifier with random weights, and services that answer with it."""
 
 import logging
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -78,18 +79,29 @@ def folder(run, tmp_path_factory):
     return written(run, tmp_path_factory.mktemp("runs") / "tiny")
 
 
+def serving(models, config):
+    """Serve in this process."""
+    return TestClient(application(models, config), base_url=HERE, raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def usual(run):
+    """Serve as it is by default, for all tests that leave no trace in it."""
+    models = {"tiny": served("tiny", run, start("cpu", "float32"), Limits())}
+    with serving(models, ServeConfig()) as made:
+        yield made
+
+
 @pytest.fixture
-def client(run):
-    """Serve in this process, with settings of one's own."""
-    opened = []
+def client(run, usual):
+    """Serve with settings of one's own; without any, the usual service."""
+    with ExitStack() as opened:
 
-    def serving(*, models=None, limits=None, **settings):
-        config = ServeConfig(limits=Limits(**(limits or {})), **settings)
-        models = models or {"tiny": served("tiny", run, start("cpu", "float32"), config.limits)}
-        made = TestClient(application(models, config), base_url=HERE, raise_server_exceptions=False)
-        opened.append(made)
-        return made.__enter__()
+        def own(*, models=None, limits=None, **settings):
+            if models is None and limits is None and not settings:
+                return usual
+            config = ServeConfig(limits=Limits(**(limits or {})), **settings)
+            models = models or {"tiny": served("tiny", run, start("cpu", "float32"), config.limits)}
+            return opened.enter_context(serving(models, config))
 
-    yield serving
-    for made in opened:
-        made.__exit__(None, None, None)
+        yield own

@@ -90,12 +90,12 @@ def test_models_lists_heads_and_limits(client):
     told = client(limits={"texts": 7}).get("/v1/models").json()
     (model,) = told["models"]
     assert (model["name"], model["task"], model["labels"]) == ("tiny", "sentiment", ["bad", "good"])
-    assert model["layers"][0] == {"place": PLACE, "heads": [0, 1]}
+    assert model["layers"][0] == {"place": PLACE, "kind": "encoder", "heads": [0, 1]}
     assert told["limits"]["texts"] == 7
 
 
 def test_health_readiness_and_metrics(client):
-    service = client()
+    service = client(limits={})
     assert service.get("/health").json() == {"status": "ok"}
     assert service.get("/ready").json() == {"status": "ready"}
     predicted(service, TEXTS)

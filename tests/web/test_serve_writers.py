@@ -6,15 +6,16 @@ import torch
 from headwise import recipes
 from headwise.heads import gated
 from headwise.training import start
-from headwise.web import Limits, served
-from tests.web.conftest import TEXTS, tiny_writer
+from headwise.web import Limits, ServeConfig, served
+from tests.web.conftest import TEXTS, serving, tiny_writer
 
 CROSS = "decoder.layers.0.cross_attention.attend"
 
 
-@pytest.fixture
-def service(client, writer):
-    return client(models={"tiny": served("tiny", writer, start("cpu", "float32"), Limits())})
+@pytest.fixture(scope="module")
+def service(writer):
+    with serving({"tiny": served("tiny", writer, start("cpu", "float32"), Limits())}, ServeConfig()) as made:
+        yield made
 
 
 def predicted(service, texts, **more):
