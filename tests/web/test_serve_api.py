@@ -140,7 +140,7 @@ def test_a_text_that_is_too_long_is_cut_where_that_is_allowed(client):
 
 
 def test_texts_stay_out_of_the_log_unless_asked_for(client, caplog):
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="headwise")
     for quiet in (client(), client()):
         predicted(quiet, ["a secret film"])
         quiet.post("/v1/predict", json={"texts": ["a secret film"], "secret": "secret"})
