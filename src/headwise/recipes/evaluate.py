@@ -7,22 +7,26 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 
-from headwise.contracts import Examples
-from headwise.heads import HeadTable, observe
+from headwise.contracts import Batch, Examples
+from headwise.heads import HeadTable, Tokens, observe
 from headwise.recipes import rewrite
 from headwise.recipes.aligning import WordLinks, align_texts, translator
 from headwise.recipes.batches import in_batches
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
 from headwise.tasks.align import Aligner, Lexicon, find_heads
+from headwise.tasks.sentiment import TextExamples
 from headwise.tasks.sources import ALL, Source
 from headwise.training import Runtime
 
 __all__ = ["align_pairs", "evaluate", "find_aligner", "line", "look", "predict", "predict_texts"]
 
 
+_SEPARATORS = frozenset({".", "。", "[SEP]", "</s>"})
+_RARE = 0.05
 _SHOWN = 40
 """Batches, those of the longest texts left out, on which the heads that align are chosen."""
 
@@ -106,7 +110,21 @@ def _tables(run: Run, examples: Examples[Any], runtime: Runtime) -> Iterator[Hea
     """Yield this process's table, unless it has no share of the texts."""
     batches: list[Any] = list(in_batches(examples, runtime, told="observe"))
     if batches:
+        separators, rare = _marked(run, examples)
         with torch.inference_mode(), runtime.autocast(), observe(run.model) as observer:
             for batch in batches:
+                if isinstance(batch, Batch):
+                    observer.reading(Tokens(batch.tokens_BT, separators, rare))
                 kind_of(run.config).forward(run.model, batch)
         yield observer.table()
+
+
+def _marked(run: Run, examples: Examples[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Name the ids of separators, and of the rarest tokens, which together make up a twentieth of these texts."""
+    if not isinstance(examples, TextExamples):
+        return (), ()
+    vocabulary, counts_V = run.tokenizer.vocabulary, examples.tokens.counts_V(run.tokenizer.size)
+    order_V = np.argsort(counts_V, kind="stable")
+    rare = order_V[np.cumsum(counts_V[order_V]) <= _RARE * counts_V.sum()]
+    separators = tuple(id_ for id_, token in enumerate(vocabulary) if token in _SEPARATORS)
+    return separators, tuple(int(id_) for id_ in rare if counts_V[id_])
