@@ -1,8 +1,16 @@
 """What every test starts from: two threads, one seed, and hypothesis profiles that repeat themselves."""
 
+import importlib
+import os
+from unittest.mock import patch
+
 import hypothesis
 import pytest
 import torch
+
+# Triton asks for its interpreter once, when it is imported; later only the tests of its backend ask for it.
+with patch.dict(os.environ, {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}):
+    importlib.import_module("headwise")
 
 torch.set_num_threads(2)
 

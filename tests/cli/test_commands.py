@@ -146,7 +146,9 @@ def test_observe_shows_every_head(run, table, tmp_path, capsys):
     assert "entropy" in lines[0]
     assert (tmp_path / "heads.html").stat().st_size > 1_000
     (line,) = said(capsys, "observe", run, "--data", table, "--page", tmp_path / "heads.html", "--quiet", "--json")
-    assert [row["head"] for row in json.loads(line)["rows"]] == [0, 1]
+    rows = json.loads(line)["rows"]
+    assert [row["head"] for row in rows] == [0, 1]
+    assert all(row["role"] and {"separator", "rare", "same"} <= row.keys() for row in rows)
 
 
 def test_doctor_tells_backends_and_extras(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,26 @@ def test_observe_shows_heads_of_all_kinds(translator, tmp_path, capsys):
     told = said(capsys, "observe", translator, "--data", *write_lines(tmp_path, numbers(20)), "--page", page, "--json")
     assert {row["kind"] for row in json.loads(told)["rows"]} == {"self", "cross"}
     assert page.exists()
+
+
+def test_heads_that_align_are_found_and_link_words(translator, tmp_path, capsys):
+    folder, links = tmp_path / "run", tmp_path / "links.txt"
+    shutil.copytree(translator, folder)
+    rows = [("one two three", "un deux trois"), ("six", "six"), *numbers(100)]
+    given = ("--data", *write_lines(tmp_path, rows))
+    assert "agree with IBM-1" in said(capsys, "align", folder, *given, "--output", links)
+    assert links.read_text(encoding="utf-8").splitlines()[:2] == ["0-0 1-1 2-2", "0-0"]
+    assert said(capsys, "predict", folder, "--text", "two five", "--align") == "deux cinq\t0-0 1-1\n"
+    told = json.loads(said(capsys, "predict", folder, "--text", "two five", "--align", "--json"))
+    assert (told["source_words"], told["links"]) == (["two", "five"], [[0, 0], [1, 1]])
+
+
+def test_links_need_heads_that_align(translator, capsys):
+    assert "headwise align" in told_by(capsys, 2, "predict", translator, "--text", "two", "--align")
+
+
+def test_a_classifier_aligns_nothing(run, table, capsys):
+    assert "must be of translation" in told_by(capsys, 2, "align", run, "--data", table)
 
 
 @pytest.mark.parametrize("languages", ["en-fr", "en-zh"])

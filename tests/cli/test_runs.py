@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 
 from headwise import recipes
 from headwise.cli import main
-from headwise.data import reviews
 from headwise.heads import HeadTable
 from headwise.training import loop, start
 from tests.cli.conftest import TINY, rows_of, trained
@@ -158,21 +158,31 @@ def test_the_python_api_in_a_few_lines(table, tmp_path):
         assert len(list(recipes.look(run, table, runtime).rows())) == 2
 
 
-def test_demo_trains_on_both_languages_and_can_be_called_again(tmp_path, monkeypatch, capsys):
-    def few(language):
-        lines = reviews(language).read_text(encoding="utf-8").splitlines()
-        path = tmp_path / f"{language}.tsv"
+def test_demo_trains_for_each_task_and_can_be_called_again(tmp_path, monkeypatch, capsys):
+    def few(source):
+        lines = source.read_text(encoding="utf-8").splitlines()
+        path = tmp_path / source.name
         path.write_text("\n".join([lines[0], *lines[1::12]]), encoding="utf-8")
         return path
 
-    config = recipes.resolve("sentiment", overrides=[*TINY, "data.tokenizer.kind=characters", "training.passes=1"])
+    def small(show):
+        kind = [] if show.config.task != "sentiment" else ["data.tokenizer.kind=characters"]
+        columns = {name: value for name, value in asdict(show.config.data).items() if name.endswith("column") and value}
+        given = {"data": columns}
+        settings = [*TINY, *kind, "training.passes=1"]
+        config = recipes.resolve(show.config.task, given=given, overrides=settings)
+        return replace(show, source=few(show.source), config=config)
+
     module = sys.modules["headwise.recipes.demo"]
-    monkeypatch.setattr(module, "_configs", lambda: {"en": config, "zh": config})
-    monkeypatch.setattr(module, "reviews", few)
+    shows = {name: small(show) for name, show in module._shows().items()}
+    monkeypatch.setattr(module, "_shows", lambda: shows)
     for _ in range(2):
         good("demo", "--out", tmp_path / "runs", "--quiet")
-        assert re.search(r"en: accuracy [01]\.\d{4} on held-out reviews", capsys.readouterr().out)
-    assert (tmp_path / "runs" / "zh" / "heads.html").exists()
+        told = capsys.readouterr().out
+        assert re.search(r"en: accuracy [01]\.\d{4} on the test part", told)
+        assert re.search(r"en-fr: bleu \d+\.\d{4} on the test part", told)
+        assert "are for show" in told
+    assert all((tmp_path / "runs" / name / "heads.html").exists() for name in shows)
 
 
 @pytest.mark.slow

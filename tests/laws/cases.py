@@ -51,11 +51,11 @@ LARGE = (131, 139, 257)
 class Sizes:
     """Draw the sizes of a call, prime and all different but where an edge is drawn on purpose."""
 
-    def __init__(self, draw: Any, *, large: bool = False, least: int = 0) -> None:
-        """Draw them; `large` for lengths that reach the fused operation, `least` for the shortest length."""
-        self.samples = draw(st.sampled_from((2, 1, 3)))
-        self.groups = draw(st.sampled_from((1, 2) if large else (2, 1, 3)))
-        share = draw(st.sampled_from((1, 2) if large else (1, 2, 5)))
+    def __init__(self, draw: Any, *, large: bool = False, few: bool = False, least: int = 0) -> None:
+        """Draw them; `large` for lengths that reach the fused operation, `few` heads, `least` for the least length."""
+        self.samples = draw(st.sampled_from((2, 1) if few else (2, 1, 3)))
+        self.groups = draw(st.sampled_from((1, 2) if large or few else (2, 1, 3)))
+        share = draw(st.sampled_from((1, 2) if large or few else (1, 2, 5)))
         self.heads = self.groups * share
         queries, keys, self.width, value_width = draw(st.permutations(SMALL))[:4]
         edges = [n for n in (0, 1) if n >= least]
@@ -134,7 +134,16 @@ def statistics(draw: Any) -> Any:
 
 
 KINDS = ("causal", "window", "lengths", "segments", "dense", "left padding")
-LIMITS = {"fewest": 0, "most": 3, "kinds": KINDS, "bias": True, "dropout": True, "large": False, "least": 0}
+LIMITS = {
+    "fewest": 0,
+    "most": 3,
+    "kinds": KINDS,
+    "bias": True,
+    "dropout": True,
+    "large": False,
+    "few": False,
+    "least": 0,
+}
 
 
 @st.composite
@@ -145,10 +154,10 @@ def calls(draw: Any, dtype: torch.dtype = torch.float32, **limits: Any) -> Any:
         draw: hypothesis.
         dtype: type of its tensors.
         limits: changes to `LIMITS`: how many parts its mask has, and of which kinds; whether there may be a
-            bias; whether weights may be dropped; whether it is large; its shortest length.
+            bias; whether weights may be dropped; whether it is large, or of few heads; its shortest length.
     """
     limits = LIMITS | limits
-    sizes = Sizes(draw, large=limits["large"], least=limits["least"])
+    sizes = Sizes(draw, large=limits["large"], few=limits["few"], least=limits["least"])
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     query_BQHD = numbers(generator, sizes.samples, sizes.queries, sizes.heads, sizes.width)
     key_BGKD = numbers(generator, sizes.samples, sizes.groups, sizes.keys, sizes.width)

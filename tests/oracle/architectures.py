@@ -204,18 +204,31 @@ equal those of its eager attention in float32 on every row that may look at some
 either side where it takes padding. Those that generate give the same tokens, greedy and by beam search. The tests in
 `tests/oracle/test_transformers.py` do this, and hold this table to what they find.
 
+Heads that can be *cut* were: with `headwise.integrations.transformers.TransformersLayout`, the smaller model equals the
+whole one with these heads gated to 0, and comes back from `save` and `load` with the same bits. Heads that can be
+*shared* get fewer keys and values, each the mean of those it stands for.
+
 """
 _PADDED = {"encoder": "left, right", "decoder": "left, right", "pair": "left, right", "both": "left, right"}
 
 
-def document(seams: Mapping[str, str], reasons: Mapping[str, str]) -> str:
-    """Write the table: the kinds of attention of each equal model, and why each other one is refused."""
-    lines = [f"## Equal ({len(EQUAL)})", "", "| architecture | tried as | heads look at | padding | generates | |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+def document(seams: Mapping[str, str], cuts: Mapping[str, dict[str, str]], reasons: Mapping[str, str]) -> str:
+    """Write the table: kinds of attention of each equal model, what can be done to its heads, and what is refused.
+
+    `cuts` tells for each model why heads cannot be cut, or shared; an empty reason where they can.
+    """
+    names = "architecture", "tried as", "heads look at", "padding", "generates", "heads", ""
+    lines = [f"## Equal ({len(EQUAL)})", "", f"| {' | '.join(names)} |".replace("|  |", "| |")]
+    lines.append(f"|{' --- |' * len(names)}")
     for each in EQUAL:
         generates = "greedy, beam" if each.kind in ("decoder", "pair", "speech") else "-"
-        cells = each.name, f"`{each.model}`", seams[each.name], _PADDED.get(each.kind, "-"), generates, each.note
+        can = ", ".join(way for way, reason in cuts[each.name].items() if not reason) or "-"
+        cells = each.name, f"`{each.model}`", seams[each.name], _PADDED.get(each.kind, "-"), generates, can, each.note
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    lines += ["", "## Heads that cannot be cut, or cannot share keys and values", "", "| architecture | why |"]
+    lines += ["| --- | --- |"]
+    refused = {each.name: {reason for reason in cuts[each.name].values() if reason} for each in EQUAL}
+    lines += [f"| {name} | {reason} |" for name, found in refused.items() for reason in sorted(found)]
     lines += ["", f"## Refused ({len(REFUSED)})", "", "| architecture | why |", "| --- | --- |"]
     lines += [f"| {each.name} | {reasons[each.name]} |" for each in REFUSED]
     return _HEAD + "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import transformers
 
 from headwise import BackendError, InputError
 from headwise.heads import observe
-from headwise.integrations.transformers import attach, detach
+from headwise.integrations.transformers import TransformersLayout, attach, detach
 from tests.oracle.architectures import (
     EQUAL,
     REFUSED,
@@ -215,7 +215,7 @@ def test_a_trial_that_misses_a_layer_names_it():
 def test_the_table_of_architectures_is_current():
     assert len(EQUAL) >= 25
     reasons = {each.name: refusal(each) for each in REFUSED}
-    text = document({each.name: kinds(each) for each in EQUAL}, reasons)
+    text = document({each.name: kinds(each) for each in EQUAL}, {each.name: cuts(each) for each in EQUAL}, reasons)
     if os.environ.get("HEADWISE_WRITE"):
         DOCUMENT.write_text(text, encoding="utf-8")
     assert DOCUMENT.read_text(encoding="utf-8") == text, "stale; HEADWISE_WRITE=1 makes this test write it anew"
@@ -225,6 +225,23 @@ def refusal(architecture: Architecture) -> str:
     with pytest.raises(BackendError) as caught:
         attach(build(architecture))
     return str(caught.value)
+
+
+def cuts(architecture: Architecture) -> dict[str, str]:
+    """Tell why heads cannot be cut, and why they cannot be shared; nothing where they can."""
+    model = attach(build(architecture))
+    tried = {
+        "cut": lambda layout: layout.cut({place.path: place.groups[0] for place in layout.places}),
+        "shared": lambda layout: layout.share(1),
+    }
+    found = {}
+    for name, change in tried.items():
+        try:
+            change(TransformersLayout(model))
+            found[name] = ""
+        except BackendError as error:
+            found[name] = str(error)
+    return found
 
 
 def kinds(architecture: Architecture) -> str:

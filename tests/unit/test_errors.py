@@ -198,13 +198,15 @@ def test_explain_names_a_backend_and_every_other():
     assert found.backend == "fused"
     assert "softmax(QK)V written out in tiles in float64" in found.how
     native = "it computes float32 and bfloat16, not float64"
-    assert dict(found.refused) == {"native": native, "reference": "it holds every weight at once; ask for it by name"}
+    triton = "it computes float32, bfloat16 and float16, not float64"
+    reference = "it holds every weight at once; ask for it by name"
+    assert dict(found.refused) == {"native": native, "triton": triton, "reference": reference}
     lines = str(found).splitlines()
     assert lines[:2] == [f"fused: {found.how}", f"  not native: {native}"]
-    assert lines[2] == "  not reference: it holds every weight at once; ask for it by name"
+    assert lines[2:] == [f"  not triton: {triton}", f"  not reference: {reference}"]
     named = explain(*tensors(), backend="reference")
     assert named.backend == "reference"
-    assert [name for name, _ in named.refused] == ["native", "fused"]
+    assert [name for name, _ in named.refused] == ["native", "fused", "triton"]
     chosen = explain(*tensors())
     assert chosen.backend == "native"
     assert dict(chosen.refused)["fused"] == "it could, but native comes first"

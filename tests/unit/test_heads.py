@@ -1,14 +1,11 @@
-"""Heads: looking changes nothing, tables merge, and the page holds what the table holds."""
-
-import json
-import re
+"""Heads: looking changes nothing, and tables merge."""
 
 import pytest
 import torch
 from torch import nn
 
 from headwise import InputError, Mask, MultiHeadAttention, Statistics
-from headwise.heads import HeadTable, observe, write_page
+from headwise.heads import HeadTable, observe
 
 
 class Layers(nn.Module):
@@ -127,17 +124,3 @@ def test_what_cannot_be_observed_is_refused():
         table_of(Layers().eval(), texts(5)) + table_of(Layers().eval(), texts(5), statistics=entropy)
     with pytest.raises(InputError, match="same layers"):
         table_of(Layers().eval(), texts(5)) + table_of(Looking(), (torch.randn(1, 2, 14),) * 2)
-
-
-def test_the_page_holds_the_table(tmp_path):
-    table = table_of(Layers().eval(), texts(11, 7))
-    page = tmp_path / "heads.html"
-    write_page(table, page, about="a model of </script><b>two</b> layers")
-    text = page.read_text(encoding="utf-8")
-    (held,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
-    data = json.loads(held)
-    assert data["about"] == "a model of </script><b>two</b> layers"
-    assert [row["head"] for row in data["rows"]] == [0, 1, 2, 0]
-    assert len(data["maps"]) == 4
-    assert len(data["maps"][0]) == len(data["maps"][0][0]) == 16
-    assert "://" not in text

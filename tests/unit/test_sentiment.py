@@ -65,7 +65,7 @@ def test_the_vocabulary_is_that_of_the_train_split(tmp_path):
     )
     assert sorted(held.tokenizer.vocabulary[4:]) == ["one", "two"]
     assert held.examples["dev"].batch([0]).tokens_BT.tolist() == [[held.tokenizer.inner.token_to_id("two"), 1]]
-    assert held.examples["train"].counts_V(held.tokenizer.size).tolist() == [0, 1, 0, 0, 3, 1]
+    assert held.examples["train"].tokens.counts_V(held.tokenizer.size).tolist() == [0, 1, 0, 0, 3, 1]
 
 
 def test_tokens_are_kept_and_mapped(tmp_path, monkeypatch):

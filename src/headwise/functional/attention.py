@@ -83,7 +83,7 @@ def attend(
         dropout: rate at which weights are dropped, always, or a `Dropout` that holds its seed. A rate alone draws one
             seed from PyTorch's default generator.
         statistics: what to learn about each head; the result is then `(output, seen)`.
-        backend: "auto", "native", "fused" or "reference"; `explain` tells what "auto" takes.
+        backend: "auto", "native", "fused", "triton" or "reference"; `explain` tells what "auto" takes.
 
     Returns:
         The output, shape (B, H, Q, E), laid out so that joining its heads copies nothing; with `statistics`, also
@@ -202,6 +202,7 @@ def explain(
         >>> print(explain(x, x, x))
         fused: softmax(QK)V written out in tiles in float64: measured faster up to 128 queries and keys
           not native: it computes float32 and bfloat16, not float64
+          not triton: it computes float32, bfloat16 and float16, not float64
           not reference: it holds every weight at once; ask for it by name
     """
     drawn = dropout if isinstance(dropout, Dropout) else Dropout(dropout, 0)

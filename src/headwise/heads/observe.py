@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from headwise.contracts import Scored, Seen, Statistics
+from headwise.contracts import Mask, Scored, Seen, Statistics
 from headwise.errors import InputError
 from headwise.heads.gates import seams_of
 from headwise.heads.table import HeadTable, Seam
+from headwise.heads.tokens import Tokens, shares
 from headwise.modules import Attend
 
 __all__ = ["Observer", "observe"]
@@ -31,6 +32,7 @@ class Observer:
     def __init__(self, seams: dict[str, Attend]) -> None:
         self._seams = seams
         self._seen: dict[str, Seam] = {}
+        self._tokens: Tokens | None = None
 
     def table(self) -> HeadTable:
         """Give one row for every head.
@@ -46,18 +48,33 @@ class Observer:
             )
         return HeadTable(tuple(self._seen[place] for place in self._seams))
 
-    def add(self, place: str, seen: Seen, *, cross: bool) -> None:
+    def reading(self, tokens: Tokens | None) -> None:
+        """Tell what the model is about to read, so that shares of separators, equal and rare tokens are counted too.
+
+        They take a second pass, by windows of queries. Calls whose keys are not these tokens are passed over.
+        """
+        self._tokens = tokens
+
+    def hear(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Seen) -> None:
         """Add what one call of the seam at a place has shown."""
+        cross, seam = bool(kwargs.get("cross")), self._seams[place]
         scored = {name: Scored(held.sum.double().cpu(), held.count.cpu()) for name, held in seen.per_head().items()}
+        values = {name: getattr(seen, f"{name}_BHQ") for name in scored if name != "map"}
+        if self._tokens is not None and not cross and self._tokens.fit(*args[:2]):
+            found = self._shares(seam, args, kwargs)
+            values |= found
+            scored |= {name: _summed(held_BHQ, seen.live_BHQ) for name, held_BHQ in found.items()}
         number = re.search(r"\d+", place)
-        found = Seam(
-            place,
-            int(number[0]) if number else 0,
-            "cross" if cross else "self",
-            self._seams[place].heads,
-            scored,
-        )
-        self._seen[place] = self._seen[place] + found if place in self._seen else found
+        kind: Literal["self", "cross"] = "cross" if cross else "self"
+        examples = _examples(values, seen.live_BHQ)
+        here = Seam(place, int(number[0]) if number else 0, kind, seam.heads, scored, examples)
+        self._seen[place] = self._seen[place] + here if place in self._seen else here
+
+    def _shares(self, seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        assert self._tokens is not None, "asked where it is known"
+        mask: Mask | None = args[3] if len(args) > 3 else kwargs.get("mask")
+        query_BHQD, key_BGKD = args[:2]
+        return shares(query_BHQD, key_BGKD, mask or Mask(), self._tokens, scale=seam.scale, bias=kwargs.get("bias"))
 
 
 @contextmanager
@@ -107,5 +124,20 @@ def _hear(
 ) -> Any:
     """Take the statistics out of a seam's result, so that the model sees the output alone."""
     output, seen = result
-    observer.add(place, seen, cross=bool(kwargs.get("cross")))
+    observer.hear(place, args, kwargs, seen)
     return output
+
+
+def _summed(held_BHQ: Tensor, live_BHQ: Tensor) -> Scored:
+    return Scored(held_BHQ.masked_fill(~live_BHQ, 0).sum((0, 2)).double().cpu(), live_BHQ.sum((0, 2)).cpu())
+
+
+def _examples(values: dict[str, Tensor], live_BHQ: Tensor) -> dict[str, Scored]:
+    """Sum the mean of each example that has a live query, and its square."""
+    queries_BH = live_BHQ.sum(2)
+    counted_H = (queries_BH > 0).sum(0).cpu()
+    found = {}
+    for name, held_BHQ in values.items():
+        mean_BH = held_BHQ.detach().masked_fill(~live_BHQ, 0).sum(2).double() / queries_BH.clamp(min=1)
+        found[name] = Scored(torch.stack([mean_BH.sum(0), (mean_BH**2).sum(0)]).cpu(), counted_H)
+    return found

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from headwise.contracts import Scored
 from headwise.errors import InputError
+from headwise.heads.roles import guess
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["HeadTable", "Seam"]
 
@@ -31,6 +38,8 @@ class Seam:
     """Names of the heads, in order."""
     scored: Mapping[str, Scored]
     """Sum and count of each statistic: one number a head, for `map` a matrix a head."""
+    examples: Mapping[str, Scored] = field(default_factory=dict)
+    """Of each statistic the sums of the examples' means and of their squares, shape (2, H), and the examples."""
 
     def __add__(self, other: Seam) -> Seam:
         """Merge the sums of other texts."""
@@ -40,7 +49,17 @@ class Seam:
                 f"tables must be of the same heads and statistics; got {self.place} {self.heads} {sorted(self.scored)} "
                 f"and {other.place} {other.heads} {sorted(other.scored)}. Observe both with the same model and choice."
             )
-        return replace(self, scored={name: scored + other.scored[name] for name, scored in self.scored.items()})
+        both = self.examples.keys() & other.examples.keys()
+        return replace(
+            self,
+            scored={name: scored + other.scored[name] for name, scored in self.scored.items()},
+            examples={name: self.examples[name] + other.examples[name] for name in self.examples if name in both},
+        )
+
+    def spread(self, name: str) -> list[float]:
+        """Give the standard deviation of each head's statistic over the examples."""
+        mean_2H = self.examples[name].mean
+        return (mean_2H[1] - mean_2H[0] ** 2).clamp(min=0).sqrt().tolist()
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,38 @@ class HeadTable:
                 figures = {name: values[i] for name, values in means.items()}
                 yield {"layer": seam.layer, "kind": seam.kind, "head": head, "queries": counts[i], **figures}
 
+    def full_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each row with its place, the mean length of a text, the spread of each statistic, and a role.
+
+        The spread is the standard deviation of the examples' own means, under `entropy_spread` and the like. An example
+        is a sample of a call; `headwise.heads.guess` tells the rules of the roles, and `evidence` the figures.
+        """
+        rows = self.rows()
+        for seam in self.seams:
+            spreads = {f"{name}_spread": seam.spread(name) for name in seam.examples}
+            counts = seam.examples["lse"].count.tolist() if "lse" in seam.examples else None
+            for i, (_, row) in enumerate(zip(seam.heads, rows, strict=False)):  # heads first: they end before the rows
+                length = row["queries"] / max(1, counts[i]) if counts else 0.0
+                told = {"place": seam.place, **row, "length": length}
+                role = guess(told)
+                spread = {name: values[i] for name, values in spreads.items()}
+                yield told | spread | {"role": role.name, "evidence": role.evidence}
+
+    def to_csv(self) -> str:
+        """Write `full_rows` as CSV with a header."""
+        rows, file = list(self.full_rows()), io.StringIO()
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue()
+
+    def to_pandas(self) -> DataFrame:
+        """Give `full_rows` as a data frame."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.full_rows()))
+
     def maps(self) -> Iterator[list[list[float]]]:
         """Yield the pooled map of each head, in the order of `rows`: the mean mass from a row of cells to a column."""
         for seam in self.seams:
@@ -78,10 +129,9 @@ class HeadTable:
     def to_json(self) -> str:
         """Write the table with its sums, so that `from_json` gives it back to the last bit."""
         seams = [
-            vars(seam) | {"scored": {name: _listed(scored) for name, scored in seam.scored.items()}}
-            for seam in self.seams
+            vars(seam) | {"scored": _listed(seam.scored), "examples": _listed(seam.examples)} for seam in self.seams
         ]
-        return json.dumps({"format": _FORMAT, "rows": list(self.rows()), "seams": seams}, allow_nan=False)
+        return json.dumps({"format": _FORMAT, "rows": list(self.full_rows()), "seams": seams}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> HeadTable:
@@ -89,7 +139,11 @@ class HeadTable:
         held = json.loads(text)
         if not isinstance(held, dict) or held.get("format") != _FORMAT:
             raise InputError(f"a head table must have format {_FORMAT}; got {text[:60]!r}. Write it with `to_json`.")
-        return cls(tuple(_seam(**seam) for seam in held["seams"]))
+        return cls(tuple(_seam(seam) for seam in held["seams"]))
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook; `Report` shows it with maps."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         rows = list(self.rows())
@@ -99,16 +153,20 @@ class HeadTable:
         return _columns(names, [[_cell(row.get(name, "-")) for name in names] for row in rows])
 
 
-def _seam(place: str, layer: int, kind: Any, heads: Sequence[int], scored: Mapping[str, Any]) -> Seam:
-    held = {
+def _seam(held: Mapping[str, Any]) -> Seam:
+    scored, examples = (_read(held.get(name, {})) for name in ("scored", "examples"))
+    return Seam(held["place"], held["layer"], held["kind"], tuple(held["heads"]), scored, examples)
+
+
+def _read(held: Mapping[str, Any]) -> dict[str, Scored]:
+    return {
         name: Scored(torch.tensor(total, dtype=torch.float64), torch.tensor(count))
-        for name, (total, count) in scored.items()
+        for name, (total, count) in held.items()
     }
-    return Seam(place, layer, kind, tuple(heads), held)
 
 
-def _listed(scored: Scored) -> list[Any]:
-    return [scored.sum.tolist(), scored.count.tolist()]
+def _listed(held: Mapping[str, Scored]) -> dict[str, list[Any]]:
+    return {name: [scored.sum.tolist(), scored.count.tolist()] for name, scored in held.items()}
 
 
 def _cell(value: Any) -> str:

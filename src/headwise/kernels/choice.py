@@ -20,7 +20,7 @@ from headwise.contracts.files import cache_folder
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.errors import BackendError, ConfigError
-from headwise.kernels import fused, native, reference
+from headwise.kernels import fused, native, reference, tritonic
 from headwise.kernels.fused import Gradients
 
 __all__ = [
@@ -61,8 +61,8 @@ class Kernel(Backend, Protocol):
         """Compute gradients by the names of the problem's fields."""
 
 
-KERNELS: dict[str, Kernel] = {"native": native, "fused": fused}
-"""Backends of the operation, the preferred first."""
+KERNELS: dict[str, Kernel] = {"native": native, "fused": fused, "triton": tritonic}
+"""Backends of the operation, the preferred on a CPU first."""
 BACKENDS: dict[str, Backend] = {**KERNELS, "reference": reference}
 """All backends by name."""
 
@@ -95,6 +95,8 @@ def preferred(problem: Problem, asked: Statistics, *, training: bool = False) ->
     The rule of `headwise tune` is measured without mask, bias, dropout and statistics and speaks for such calls only:
     elsewhere the native kernel spares work that the others have to do.
     """
+    if problem.query_BHQD.device.type == "cuda":
+        return [tritonic, fused, native], "comes first on a GPU"
     first = None
     rule = measured()
     if rule and problem.plain and asked == Statistics():

@@ -21,7 +21,7 @@ from headwise.models.config import ClassifierConfig, EncoderConfig
 from headwise.models.seq2seq import Seq2Seq
 from headwise.models.seq2seq_config import Seq2SeqConfig
 
-__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "Model", "fill", "load", "read_config", "read_tensors", "save"]
+__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "Model", "fill", "load", "own_tensors", "read_config", "read_tensors", "save"]
 
 Model: TypeAlias = Encoder | Classifier | Seq2Seq
 """What can be kept in a folder."""
@@ -55,7 +55,7 @@ def save(model: Model, folder: str | Path) -> None:
         raise InputError(f"a model to save must be one of {_known()}; got {told}. Pass the model inside a wrapper.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in _own_tensors(model).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in own_tensors(model).items()}
     described = {"format": FORMAT, "kind": model.kind, "settings": asdict(model.config)}
     write_whole(folder / WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     write_whole(folder / CONFIG, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
@@ -132,7 +132,7 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
     Raises:
         InputError: with every tensor that is missing, not expected, or of another shape.
     """
-    wanted = _own_tensors(model)
+    wanted = own_tensors(model)
     problems = [f"missing: {name}" for name in wanted if name not in tensors]
     problems += [f"not expected: {name}" for name in tensors if name not in wanted]
     for name in wanted.keys() & tensors.keys():
@@ -147,7 +147,7 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
         tensor.copy_(tensors[name])
 
 
-def _own_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+def own_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     """Name every tensor of a model once: one that has two names, tied weights, under the first."""
     found: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from headwise.contracts.layout import Place
 from headwise.errors import ConfigError, InputError
+from headwise.models.checkpoint import Model
 from headwise.models.classifier import Classifier, Encoder
-from headwise.models.config import EncoderConfig
+from headwise.models.config import ClassifierConfig, EncoderConfig
+from headwise.models.seq2seq import Seq2Seq
+from headwise.models.seq2seq_config import Seq2SeqConfig
 from headwise.modules import MultiHeadAttention
 
 __all__ = ["OwnLayout"]
@@ -21,7 +24,9 @@ _SEAM = ".attend"
 
 
 class OwnLayout:
-    """Know the heads of an `Encoder` or a `Classifier`; a `headwise.contracts.Layout`.
+    """Know the heads of a model of ours; a `headwise.contracts.Layout`.
+
+    Of a model that copies, what is cut leaves the mixture of copies as well; a gate does not reach that.
 
     Args:
         model: the model; it is never changed.
@@ -36,10 +41,10 @@ class OwnLayout:
         ((0, 3),)
     """
 
-    def __init__(self, model: Encoder | Classifier) -> None:
-        if not isinstance(model, Encoder | Classifier):
+    def __init__(self, model: Model) -> None:
+        if not isinstance(model, Encoder | Classifier | Seq2Seq):
             raise InputError(
-                f"a model to cut must be an Encoder or a Classifier; got {type(model).__name__}. "
+                f"a model to cut must be an Encoder, a Classifier or a Seq2Seq; got {type(model).__name__}. "
                 "Pass the model inside a wrapper, or the layout of an attached one."
             )
         self.model = model
@@ -51,65 +56,86 @@ class OwnLayout:
             Place(path + _SEAM, layer.heads, layer.kv_heads, *_parameters(layer)) for path, layer in self._layers()
         )
 
-    def cut(self, keep: Mapping[str, tuple[int, ...]]) -> Encoder | Classifier:
+    def cut(self, keep: Mapping[str, tuple[int, ...]]) -> Model:
         """Build the model that has only these heads at each place; the model itself stays as it is."""
-        tensors, groups = dict(self.model.state_dict()), []
+        tensors, heads, groups = dict(self.model.state_dict()), {}, {}
         for path, layer in self._layers():
             kept = [layer.heads.index(name) for name in sorted(keep[path + _SEAM], key=layer.heads.index)]
             served = sorted({index * layer.kv_heads // len(layer.heads) for index in kept})
-            groups.append(len(served))
+            heads[path], groups[path] = tuple(layer.heads[i] for i in kept), len(served)
             tensors |= _rows(layer, path, "query", kept)
             tensors |= _rows(layer, path, "key", served) | _rows(layer, path, "value", served)
             columns = layer.output.weight.unflatten(1, (-1, layer.d_head))[:, kept]
             tensors[f"{path}.output.weight"] = columns.flatten(1)
-        heads = tuple(
-            tuple(name for name in layer.heads if name in keep[path + _SEAM]) for path, layer in self._layers()
-        )
-        return self._built(replace(self._encoder.config, heads=heads, kv_heads=tuple(groups)), tensors)
+        if "copying.share_H" in tensors:
+            tensors["copying.share_H"] = tensors["copying.share_H"][
+                kept
+            ]  # of the last layer, which looks at the source
+        return self._built(heads, groups, tensors)
 
-    def share(self, kv_heads: int) -> Encoder | Classifier:
+    def share(self, kv_heads: int) -> Model:
         """Build the model whose layers have so many key and value heads, each the mean of those it stands for.
 
         Raises:
             ConfigError: when the number does not divide the key and value heads of every layer.
         """
-        tensors, count = dict(self.model.state_dict()), 0
+        tensors, heads, groups = dict(self.model.state_dict()), {}, {}
         for path, layer in self._layers():
             if kv_heads < 1 or layer.kv_heads % kv_heads:
                 raise ConfigError(
                     f"`kv_heads` must divide the key and value heads of each layer; got {kv_heads} "
                     f"for {layer.kv_heads} at {path}. Take a divisor."
                 )
-            count += 1
+            heads[path], groups[path] = layer.heads, kv_heads
             for name in ("key", "value"):
                 for kind, tensor in getattr(layer, name).named_parameters():
                     parts = tensor.unflatten(0, (kv_heads, -1, layer.d_head))
                     tensors[f"{path}.{name}.{kind}"] = parts.mean(1).flatten(0, 1)
-        return self._built(replace(self._encoder.config, kv_heads=(kv_heads,) * count), tensors)
-
-    @property
-    def _encoder(self) -> Encoder:
-        return self.model.encoder if isinstance(self.model, Classifier) else self.model
+        return self._built(heads, groups, tensors)
 
     def _layers(self) -> Iterator[tuple[str, MultiHeadAttention]]:
         for path, module in self.model.named_modules():
             if isinstance(module, MultiHeadAttention):
                 yield path, module
 
-    def _built(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> Encoder | Classifier:
+    def _built(
+        self, heads: Mapping[str, tuple[int, ...]], groups: Mapping[str, int], tensors: Mapping[str, Tensor]
+    ) -> Model:
         """Build the smaller model and fill it; no random number is drawn."""
+        config: Any = _with_heads(self.model.config, heads, groups)
+        kind: Any = type(self.model)
         with torch.random.fork_rng(devices=[]):
-            built = _like(self.model, config).to(next(self.model.parameters()).dtype)
+            built: Model = kind(config).to(next(self.model.parameters()).dtype)
         known = {name: tensor.shape for name, tensor in built.state_dict().items()}
         fitted = {name: _trimmed(name, tensor, known[name]) for name, tensor in tensors.items()}
         built.load_state_dict(fitted)
         return built.train(self.model.training)
 
 
-def _like(model: Encoder | Classifier, config: EncoderConfig) -> Encoder | Classifier:
-    if isinstance(model, Encoder):
-        return Encoder(config)
-    return Classifier(replace(model.config, encoder=config))
+def _with_heads(
+    config: EncoderConfig | ClassifierConfig | Seq2SeqConfig,
+    heads: Mapping[str, tuple[int, ...]],
+    groups: Mapping[str, int],
+) -> EncoderConfig | ClassifierConfig | Seq2SeqConfig:
+    """Write the heads of each layer, by its path, into the settings of a model."""
+
+    def of(*, decoder: bool, cross: bool) -> list[Any]:
+        paths = [
+            path
+            for path in heads
+            if path.startswith("decoder.") is decoder and path.endswith("cross_attention") is cross
+        ]
+        return [tuple(each[path] for path in paths) for each in (heads, groups)]
+
+    names, counts = of(decoder=False, cross=False)
+    if isinstance(config, EncoderConfig):
+        return replace(config, heads=names, kv_heads=counts)
+    encoder = replace(config.encoder, heads=names, kv_heads=counts)
+    if isinstance(config, ClassifierConfig):
+        return replace(config, encoder=encoder)
+    (own, own_counts), (cross, cross_counts) = (of(decoder=True, cross=across) for across in (False, True))
+    decoder = replace(config.decoder, heads=own, kv_heads=own_counts, cross_heads=cross, cross_kv_heads=cross_counts)
+    return replace(config, encoder=encoder, decoder=decoder)
 
 
 def _trimmed(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -15,35 +15,66 @@ with start() as runtime:
 ```
 """
 
+from headwise.recipes.aligning import WordLinks, align_texts, read_aligner, save_aligner
+from headwise.recipes.compare import Compared, compare, table_of, write_comparison
 from headwise.recipes.config import RunConfig, resolve
 from headwise.recipes.demo import demo
 from headwise.recipes.describe import describe
 from headwise.recipes.doctor import doctor
-from headwise.recipes.evaluate import evaluate, line, look, predict, predict_texts
+from headwise.recipes.evaluate import align_pairs, evaluate, find_aligner, line, look, predict, predict_texts
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.plans import Plan
+from headwise.recipes.prune import Limit, parameters, plan_heads, prune, share, train_on
+from headwise.recipes.report import report
 from headwise.recipes.run import Run, check_out, open_run, with_data
+from headwise.recipes.score import learned_scores, mean_loss, score
+from headwise.recipes.subjects import Subject, open_subject
+from headwise.recipes.tour import Tour, tour
 from headwise.recipes.train import plan, train
 from headwise.recipes.tune import tune
 
 __all__ = [
+    "Compared",
+    "Limit",
     "PairConfig",
     "Plan",
     "Run",
     "RunConfig",
+    "Subject",
+    "Tour",
+    "WordLinks",
+    "align_pairs",
+    "align_texts",
     "check_out",
+    "compare",
     "demo",
     "describe",
     "doctor",
     "evaluate",
+    "find_aligner",
+    "learned_scores",
     "line",
     "look",
+    "mean_loss",
     "open_run",
+    "open_subject",
+    "parameters",
     "plan",
+    "plan_heads",
     "predict",
     "predict_texts",
+    "prune",
+    "read_aligner",
+    "report",
     "resolve",
+    "save_aligner",
+    "score",
+    "share",
+    "table_of",
+    "tour",
     "train",
+    "train_on",
     "tune",
     "with_data",
+    "write_comparison",
 ]

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headwise.contracts import Batch, Scored
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, InputError
 from headwise.models import Classifier, load_classifier, load_encoder, locate
 from headwise.recipes.batches import all_logits, batches_of_pass, checked_texts, spread
 from headwise.recipes.beginnings import Freeze, put, vectors_of
@@ -31,7 +31,20 @@ from headwise.tasks.sources import ALL, Source
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Job, Runtime
 
-__all__ = ["card", "examples", "forward", "job", "line", "plan", "predict", "predict_texts", "report"]
+__all__ = [
+    "again",
+    "card",
+    "examples",
+    "forward",
+    "job",
+    "known",
+    "line",
+    "losses",
+    "plan",
+    "predict",
+    "predict_texts",
+    "report",
+]
 
 _log = logging.getLogger("headwise")
 
@@ -210,6 +223,34 @@ def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool 
     """Read texts without their labels."""
     table = open_texts(source, _data(run), labelled=False, quiet=quiet)
     return _chosen(encode(table, run.tokenizer, _data(run), quiet=quiet), table, split)
+
+
+def again(run: Run, source: Source, *, quiet: bool = False) -> Plan:
+    """Read the data for a classifier to go on learning from.
+
+    Raises:
+        InputError: for data with other classes.
+    """
+    prepared = prepare(source, _data(run), tokenizer=run.tokenizer, quiet=quiet)
+    if prepared.labels.names != run.labels.names:
+        told = f"{', '.join(prepared.labels.names)} in place of {', '.join(run.labels.names)}"
+        raise InputError(f"the data must have the classes of the model; got {told}. Train a new one.")
+    return Plan(run.config, prepared, run.model)
+
+
+def known(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> TextExamples:
+    """Read texts with their labels."""
+    table = open_texts(source, _data(run), quiet=quiet)
+    return _chosen(encode(table, run.tokenizer, _data(run), labels=run.labels, quiet=quiet), table, split)
+
+
+def losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Give the cross-entropy of each text; of several labels, the sum over them."""
+    logits_BC, target = model(batch.tokens_BT, batch.length_B).float(), batch.target
+    assert target is not None, "the data was read with its labels"
+    if target.dim() == 1:
+        return F.cross_entropy(logits_BC, target, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits_BC, target.float(), reduction="none").sum(1)
 
 
 def forward(model: nn.Module, batch: Batch) -> object:

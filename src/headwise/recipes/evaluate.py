@@ -7,17 +7,28 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 
-from headwise.contracts import Examples
-from headwise.heads import HeadTable, observe
+from headwise.contracts import Batch, Examples
+from headwise.heads import HeadTable, Tokens, observe
+from headwise.recipes import rewrite
+from headwise.recipes.aligning import WordLinks, align_texts, translator
 from headwise.recipes.batches import in_batches
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
-from headwise.tasks.sources import Source
+from headwise.tasks.align import Aligner, Lexicon, find_heads
+from headwise.tasks.sentiment import TextExamples
+from headwise.tasks.sources import ALL, Source
 from headwise.training import Runtime
 
-__all__ = ["evaluate", "line", "look", "predict", "predict_texts"]
+__all__ = ["align_pairs", "evaluate", "find_aligner", "line", "look", "predict", "predict_texts"]
+
+
+_SEPARATORS = frozenset({".", "。", "[SEP]", "</s>"})
+_RARE = 0.05
+_SHOWN = 40
+"""Batches, those of the longest texts left out, on which the heads that align are chosen."""
 
 
 def evaluate(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
@@ -59,6 +70,34 @@ def line(run: Run, answer: Any, *, as_json: bool = False) -> str:
     return kind_of(run.config).line(answer, as_json=as_json)
 
 
+def find_aligner(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Aligner:
+    """Find the heads of a translator that align, without gold: by how far they agree with IBM-1 on these pairs.
+
+    Args:
+        run: a run on pairs.
+        source: its training data.
+        runtime: on what.
+        split: rows of which split; left out, all.
+
+    Raises:
+        InputError: for a run of another task, or data that cannot be read.
+    """
+    model, quiet = translator(run).to(runtime.device).eval(), not runtime.first
+    held = kind_of(run.config).examples(run, source, split=split or ALL, quiet=quiet)
+    lexicon = Lexicon(in_batches(held, runtime, told="words"))
+    batches = list(in_batches(held, runtime))
+    return find_heads(model, batches[len(batches) // 4 :][:_SHOWN], lexicon)
+
+
+def align_pairs(
+    run: Run, aligner: Aligner, source: Source, runtime: Runtime, *, split: str | None = None
+) -> list[WordLinks]:
+    """Link the words of every pair of a table, in its order; of a split, for the rows that belong to it."""
+    translator(run)
+    sources, targets = rewrite.texts_of(run, source, split=split, quiet=not runtime.first)
+    return align_texts(run, aligner, sources, targets, runtime)
+
+
 def look(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> HeadTable:
     """Look at every head while the model reads the texts of a table."""
     examples = kind_of(run.config).examples(run, source, split=split, quiet=not runtime.first)
@@ -71,7 +110,21 @@ def _tables(run: Run, examples: Examples[Any], runtime: Runtime) -> Iterator[Hea
     """Yield this process's table, unless it has no share of the texts."""
     batches: list[Any] = list(in_batches(examples, runtime, told="observe"))
     if batches:
+        separators, rare = _marked(run, examples)
         with torch.inference_mode(), runtime.autocast(), observe(run.model) as observer:
             for batch in batches:
+                if isinstance(batch, Batch):
+                    observer.reading(Tokens(batch.tokens_BT, separators, rare))
                 kind_of(run.config).forward(run.model, batch)
         yield observer.table()
+
+
+def _marked(run: Run, examples: Examples[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Name the ids of separators, and of the rarest tokens, which together make up a twentieth of these texts."""
+    if not isinstance(examples, TextExamples):
+        return (), ()
+    vocabulary, counts_V = run.tokenizer.vocabulary, examples.tokens.counts_V(run.tokenizer.size)
+    order_V = np.argsort(counts_V, kind="stable")
+    rare = order_V[np.cumsum(counts_V[order_V]) <= _RARE * counts_V.sum()]
+    separators = tuple(id_ for id_, token in enumerate(vocabulary) if token in _SEPARATORS)
+    return separators, tuple(int(id_) for id_ in rare if counts_V[id_])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from headwise.contracts import Examples
 from headwise.models import Classifier, Seq2Seq
@@ -50,6 +50,15 @@ class Kind(Protocol):
 
     def examples(self, run: Run, source: Source, *, split: str | None, quiet: bool) -> Examples[Any]:
         """Read data for looking at heads; of `split` left out, `test` where there is one, else all."""
+
+    def again(self, run: Run, source: Source, *, quiet: bool) -> Plan:
+        """Read data for a model to go on learning from, with its own tokenizer."""
+
+    def known(self, run: Run, source: Source, *, split: str | None, quiet: bool) -> Examples[Any]:
+        """Read data with its answers; splits as for `examples`."""
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Give the loss of each example of a batch, or, of what writes texts, of a batch of one."""
 
     def forward(self, model: nn.Module, batch: Any) -> object:
         """Have the model read a batch."""

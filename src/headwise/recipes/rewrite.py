@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from headwise.contracts import PairBatch, Scored
 from headwise.errors import ConfigError
 from headwise.models import Seq2Seq, Seq2SeqConfig
+from headwise.recipes.aligning import WordLinks, align_texts
 from headwise.recipes.batches import batches_of_pass, checked_texts, in_batches, in_order, spread
 from headwise.recipes.beginnings import Freeze, put, vectors_of
 from headwise.recipes.cards import Card
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.plans import Plan, Save
 from headwise.recipes.run import Run
+from headwise.tasks.align import Aligner
 from headwise.tasks.data import Table
 from headwise.tasks.decoding import Decoding, decode
 from headwise.tasks.encoding import Tokens
@@ -33,7 +35,22 @@ from headwise.tasks.tokenizer import Tokenizer
 from headwise.tasks.translation import TRANSLATION
 from headwise.training import Job, Runtime
 
-__all__ = ["Written", "card", "examples", "forward", "job", "line", "plan", "predict", "predict_texts", "report"]
+__all__ = [
+    "Written",
+    "again",
+    "card",
+    "examples",
+    "forward",
+    "job",
+    "known",
+    "line",
+    "losses",
+    "plan",
+    "predict",
+    "predict_texts",
+    "report",
+    "texts_of",
+]
 
 _log = logging.getLogger("headwise")
 
@@ -55,6 +72,8 @@ class Written(NamedTuple):
     """The text."""
     score: float
     """Its log-probability, divided by its length as `Decoding.length_penalty` says; at most 0."""
+    links: WordLinks | None = None
+    """Which of its words belong to which of what was read; none where nobody asked."""
 
 
 def _config(held: Plan | Run) -> PairConfig:
@@ -182,11 +201,36 @@ def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool 
     return held.select(_rows(table, split))
 
 
+def again(run: Run, source: Source, *, quiet: bool = False) -> Plan:
+    """Read pairs for a model to go on learning from."""
+    task = _TASKS[run.config.task]
+    prepared = prepare_pairs(source, _config(run).data, task, tokenizer=run.tokenizer, quiet=quiet)
+    return Plan(run.config, prepared, run.model)
+
+
+known = examples
+"""Read pairs with what is to be written: as they are looked at."""
+
+
+def losses(model: nn.Module, batch: PairBatch) -> Tensor:
+    """Give the mean cross-entropy of the tokens of a pair, shape (1,)."""
+    assert len(batch.row_B) == 1, "pairs come one by one"
+    return _loss(model, batch, smoothing=0.0).mean[None]
+
+
 def _rows(table: Table, split: str | None) -> Any:
     """Name the rows of a split; left out, of `test` where there is one, else all."""
     if split == ALL or (split is None and "test" not in table.splits):
         return torch.arange(len(table)).numpy()
     return table.rows(split or "test")
+
+
+def texts_of(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> tuple[list[str], list[str]]:
+    """Read both sides of pairs as they are written; of a split, or all."""
+    table = open_pairs(source, _config(run).data, _TASKS[run.config.task], quiet=quiet)
+    rows = _rows(table, split or ALL)
+    sources, targets = (list(chain.from_iterable(table.texts(role, rows))) for role in ("source", "target"))
+    return sources, targets
 
 
 def forward(model: nn.Module, batch: PairBatch) -> object:
@@ -238,16 +282,40 @@ def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[list
         _log.warning("%d texts were longer than data.max_source, %d, and lost their end", found.cut, data.max_source)
     model = _model(run)
     held = PairExamples(Tokens.of(found), None, model.config.begin, model.config.end)
-    answers = iter(_write(run, held, runtime, _config(run).decoding) if full else [])
+    written = _write(run, held, runtime, _config(run).decoding) if full else []
+    if run.aligner is not None:
+        written = _linked(run, run.aligner, full, written, runtime)
+    answers = iter(written)
     return [next(answers) if text.strip() else [] for text in texts]
 
 
+def _linked(
+    run: Run, aligner: Aligner, sources: Sequence[str], written: Sequence[list[Written]], runtime: Runtime
+) -> list[list[Written]]:
+    """Link the words of each best text with those of its source; a text without words has no links."""
+    rows = [row for row, best in enumerate(written) if best[0].text.strip()]
+    texts = [written[row][0].text for row in rows]
+    links = align_texts(run, aligner, [sources[row] for row in rows], texts, runtime)
+    linked = [list(best) for best in written]
+    for row, found in zip(rows, links, strict=True):
+        linked[row][0] = linked[row][0]._replace(links=found)
+    return linked
+
+
 def line(answer: Sequence[Written], *, as_json: bool) -> str:
-    """Write an answer as one line: the best text, or all of the n best with their scores as JSON."""
+    """Write an answer as one line: the best text, with its links where asked; or all of the n best as JSON."""
     if as_json:
-        best, *others = [each._asdict() for each in answer] or [{"text": "", "score": None}]
+        best, *others = [_listed(each) for each in answer] or [{"text": "", "score": None}]
         return json.dumps({**best, **({"others": others} if others else {})}, ensure_ascii=False)
-    return " ".join(answer[0].text.split()) if answer else ""
+    if not answer:
+        return ""
+    text, links = " ".join(answer[0].text.split()), answer[0].links
+    return text if links is None else f"{text}\t{links}"
+
+
+def _listed(answer: Written) -> dict[str, Any]:
+    links = {} if answer.links is None else asdict(answer.links)
+    return {"text": answer.text, "score": answer.score, **links}
 
 
 def card(run: Run, figures: Mapping[str, float]) -> str:

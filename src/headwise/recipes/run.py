@@ -17,6 +17,7 @@ from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.models import Classifier, Seq2Seq, load, save
 from headwise.recipes.config import AnyConfig, RunConfig, read_run, written_run
+from headwise.tasks.align import Aligner
 from headwise.tasks.labels import Labels
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
@@ -36,6 +37,8 @@ class Run:
     """The model."""
     tokenizer: Tokenizer
     """What cuts its texts into tokens."""
+    aligner: Aligner | None = None
+    """Which heads link what is written with what is read; none where no links are wanted."""
 
     @property
     def labels(self) -> Labels:

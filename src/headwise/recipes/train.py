@@ -14,6 +14,7 @@ from headwise.contracts import Statistics
 from headwise.heads import observe
 from headwise.models import Classifier, Seq2Seq
 from headwise.recipes.config import AnyConfig
+from headwise.recipes.gating import with_gates
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.plans import Kind, Plan
 from headwise.recipes.run import Run, check_out, save_run, taken
@@ -61,6 +62,8 @@ def train(planned: Plan, out: Path, runtime: Runtime, *, resume: bool = False, q
         save_run(held, folder, figures, card=kind.card(held, figures))
 
     job = replace(kind.job(planned, runtime, save), look=partial(_look, kind))
+    if planned.config.training.gate_penalty:
+        job = with_gates(job, planned.config.training)
     with taken(out, runtime):
         return run_loop(job, planned.config.training, out, runtime, resume=resume, quiet=quiet)
 

@@ -37,6 +37,8 @@ class TrainingConfig:
     """Part of the target's weight that is spread over all classes, 0 to 1."""
     validate_every: int = 0
     """Steps between validations; 0 validates after every pass."""
+    gate_penalty: float = 0.0
+    """Weight of the share of heads in use, added to the loss: each head learns a gate; 0 trains without gates."""
     patience: int = 0
     """Validations without a better figure after which training stops; 0 never stops early."""
     keep_best: str = ""
@@ -85,6 +87,7 @@ _LEAST = (
     ("weight_decay", 0, "0.01 is usual."),
     ("clip", 0, "0 clips nothing."),
     ("validate_every", 0, "0 validates after every pass."),
+    ("gate_penalty", 0, "0 trains without gates."),
     ("patience", 0, "0 never stops early."),
     ("average", 0, "0 averages nothing."),
     ("seed", 0, "Any whole number from 0 will do."),

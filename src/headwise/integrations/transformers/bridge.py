@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,10 +17,12 @@ from headwise.functional import attention_weights
 from headwise.integrations.transformers.masks import CompactMask
 from headwise.modules import Attend
 
-__all__ = ["NAME", "Bridge", "attention", "bridging"]
+__all__ = ["NAME", "NAMED", "Bridge", "attention", "bridging"]
 
 NAME = "headwise"
 """The implementation's name in Transformers, and that of the module which `attach` puts into each layer."""
+NAMED = "_headwise_heads"
+"""Attribute of a layer that has lost heads: the names of those that are left."""
 
 _HONOURED = ("dropout", "scaling", "is_causal", "position_bias", "softcap")
 _WITHOUT_EFFECT = {
@@ -58,13 +60,13 @@ class Bridge(nn.Module):
     """Hold the seam of one attention layer of Transformers; it has no parameters.
 
     Args:
-        heads: number of query heads.
+        heads: names of the query heads.
         cross: whether the keys come from another text.
     """
 
-    def __init__(self, heads: int, *, cross: bool) -> None:
+    def __init__(self, heads: Sequence[int], *, cross: bool) -> None:
         super().__init__()
-        self.attend = Attend(range(heads))
+        self.attend = Attend(heads)
         self.cross = cross
 
     def forward(
@@ -76,7 +78,7 @@ class Bridge(nn.Module):
         seen, bias = _read(mask, query_BHQD, key_BGKD, causal=given["is_causal"])
         position_bias = given["position_bias"]
         if position_bias is not None:
-            position_bias = position_bias[..., : key_BGKD.shape[2]]
+            position_bias = self._own(position_bias[..., : key_BGKD.shape[2]])
             bias = position_bias if bias is None else bias + position_bias
         scale = None if given["scaling"] is None else float(given["scaling"])
         if given["softcap"] is not None:
@@ -87,6 +89,13 @@ class Bridge(nn.Module):
         mixed = self.attend(*tensors, seen, bias=bias, dropout=given["dropout"] or 0.0, cross=self.cross)
         weights = attention_weights(*tensors[:2], seen, bias=bias, scale=scale) if _weights_wanted() else None
         return mixed.transpose(1, 2).contiguous(), weights
+
+    def _own(self, bias_BHQK: Tensor) -> Tensor:
+        """Take the bias of this layer's heads by name: T5 makes one for all layers, whichever heads they have lost."""
+        heads = self.attend.heads
+        if bias_BHQK.shape[1] == 1 or heads == tuple(range(bias_BHQK.shape[1])):
+            return bias_BHQK
+        return bias_BHQK[:, list(heads)]
 
 
 def attention(
@@ -130,7 +139,7 @@ def _built(module: nn.Module, query: Tensor, key: Tensor) -> Bridge:
             f"an attention layer must be attached before it runs; got {type(module).__name__} without a seam. "
             "Call `headwise.integrations.transformers.attach(model)`, with `inputs` that reach every layer."
         )
-    bridge = Bridge(query.shape[1], cross=key.shape[2] != query.shape[2])
+    bridge = Bridge(getattr(module, NAMED, range(query.shape[1])), cross=key.shape[2] != query.shape[2])
     module.add_module(NAME, bridge)
     built.append(module)
     return bridge

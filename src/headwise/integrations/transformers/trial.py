@@ -17,14 +17,20 @@ __all__ = ["run", "sample"]
 _TOKENS, _TARGETS = 7, 5
 
 
-def run(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """Run a model in evaluation, without gradients, random numbers or anything else that would stay."""
+def run(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Run a model in evaluation, without gradients, random numbers or anything else that would stay.
+
+    Returns:
+        The first thing that it gives.
+    """
     training = {module: module.training for module in model.modules()}
     devices = {each.device for each in model.parameters() if each.device.type == "cuda"}
     try:
         model.train(False)
         with torch.no_grad(), torch.random.fork_rng(devices):
-            model(**inputs, **({"use_cache": False} if "use_cache" in _accepted(model) else {}))
+            given = model(**inputs, **({"use_cache": False} if "use_cache" in _accepted(model) else {}))
+            first: Tensor = given[0]
+            return first
     finally:
         for module, was in training.items():
             module.training = was

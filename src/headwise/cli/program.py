@@ -1,4 +1,4 @@
-"""Run headwise from the shell: train, evaluate, predict, observe, doctor, demo."""
+"""Run a command: train, evaluate, predict, observe, doctor, demo; those on heads are in `heads`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,17 @@ from typing import Any
 import torch
 
 from headwise import recipes
+from headwise.cli.heads import add_compare, add_prune, add_score, add_share
+from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
+from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
-from headwise.heads import write_page
 from headwise.training import Runtime, start
+from headwise.web import ServeConfig, serve
 
 __all__ = ["main"]
 
 _REFUSED, _FAILED, _STOPPED = 2, 1, 130
-_USAGE = {
-    "train": "TASK --data FILE --out DIR",
-    "evaluate": "DIR --data FILE",
-    "predict": "DIR",
-    "observe": "DIR --data FILE",
-    "doctor": "",
-    "demo": "",
-}
 _CHUNK = 64
 """Lines of standard input that are answered at once."""
 
@@ -68,13 +64,6 @@ def _ended(error: BaseException, code: int, debug: bool) -> int:
     return code
 
 
-class _Help(argparse.HelpFormatter):
-    """Set help out in lines of up to 100 letters, so that that of a command fits a screen."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
-
-
 def _log_to_terminal(*, quiet: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -88,46 +77,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_observe, _add_doctor, _add_demo):
+    heads = (_add_observe, add_score, add_prune, add_share, add_compare, _add_tour)
+    others = (_add_serve, _add_doctor, _add_demo)
+    for add in (_add_train, _add_evaluate, _add_predict, _add_align, *heads, *others):
         add(commands)
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[[Any], None], told: str, example: str) -> argparse.ArgumentParser:
-    """Add a command with what all of them have."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=told,
-        usage=f"headwise {name} {_USAGE[name]} [options]".replace("  ", " "),
-        description=f"{told[0].upper()}{told[1:]}.",
-        epilog=f"example: headwise {name} {example}".rstrip(),
-        formatter_class=_Help,
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=_threads, default=0, metavar="N", help="threads of each process")
-    parser.add_argument("--quiet", action="store_true", help="show results and problems only")
-    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
-    return parser
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. Leave it out for all.")
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}. 0 is none.")
     return int(text)
 
 
 def _add_train(commands: Any) -> None:
     example = "sentiment --data train.tsv --dev dev.tsv --out runs/first --init pretrained:minilm"
-    parser = _command(commands, "train", _train, "train a model on your own texts", example)
+    parser = command(commands, "train", _train, "train a model on your own texts", example)
     parser.add_argument(
         "task",
         choices=("sentiment", "translation", "summarization"),
         metavar="TASK",
         help="sentiment, translation or summarization",
     )
-    _add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
-    _add_data(parser, "--dev", "texts that choose the model; a tenth of the data by default")
+    add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
+    add_data(parser, "--dev", "texts that choose the model; a tenth of the data by default")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:FOLDER or HUB_ID"
@@ -150,66 +123,77 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.steps=500")
     parser.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")
     parser.add_argument("--dry-run", action="store_true", help="show all settings and the memory, and stop")
-    _add_columns(parser)
+    add_columns(parser)
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _command(commands, "evaluate", _evaluate, "measure a run on labelled texts", "runs/first --data test.tsv")
+    parser = command(commands, "evaluate", _evaluate, "measure a run on labelled texts", "runs/first --data test.tsv")
     _add_run(parser)
     parser.add_argument("--json", action="store_true", help="all figures, as JSON")
 
 
 def _add_predict(commands: Any) -> None:
     example = "runs/first --data new.tsv --output answers.tsv"
-    parser = _command(commands, "predict", _predict, "answer for texts, in their order", example)
+    parser = command(commands, "predict", _predict, "answer for texts, in their order", example)
     _add_run(parser, required=False)
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; else --data, else lines of stdin")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file of the answers; else the terminal")
+    parser.add_argument("--align", action="store_true", help="link words with those of the text, after `align`")
     parser.add_argument("--json", action="store_true", help="JSON, one object a line, with all probabilities")
+
+
+def _add_align(commands: Any) -> None:
+    told = "find the heads of a translator that align, and link the words of pairs"
+    parser = command(commands, "align", _align, told, "runs/first --data train.tsv --output links.txt")
+    _add_run(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="links of these pairs, a line each: 0-0 1-2")
 
 
 def _add_observe(commands: Any) -> None:
     example = "runs/first --data test.tsv"
-    parser = _command(commands, "observe", _observe, "see what every head of a run does on texts", example)
+    parser = command(commands, "observe", _observe, "see what every head of a run does on texts", example)
     _add_run(parser)
     parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run by default")
+    parser.add_argument("--texts", type=_count, default=4, metavar="N", help="texts to draw; 4 by default, 0 for none")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="run before heads were cut, to stand beside")
     parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
 
 
+def _add_tour(commands: Any) -> None:
+    told = "walk through attention step by step, with a model's own numbers"
+    parser = command(commands, "tour", _tour, told, '"The animal was tired."')
+    parser.add_argument("sentence", metavar="SENTENCE", help="a sentence of your own")
+    parser.add_argument(
+        "--model", default="auto", metavar="FROM", help="minilm (default), random, a run, a FOLDER or HUB_ID"
+    )
+    parser.add_argument("--page", type=Path, default=Path("tour.html"), metavar="HTML", help="the page; tour.html")
+
+
+def _add_serve(commands: Any) -> None:
+    parser = command(commands, "serve", _serve, "answer over HTTP, with a page to try the models", "runs/demo/en")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or NAME=FOLDER")
+    parser.add_argument("--host", help="address to listen on; 127.0.0.1 by default")
+    parser.add_argument("--port", type=int, metavar="N", help="port to listen on; 8000 by default, 0 for any")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that answer; 1 by default")
+    parser.add_argument("--allow-host", action="append", metavar="NAME", help="another name the service goes by")
+    parser.add_argument("--log-texts", action="store_true", help="write texts to the log")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as limits.deadline=5")
+
+
 def _add_doctor(commands: Any) -> None:
-    _command(commands, "doctor", _doctor, "tell what works on this machine, and which way attention takes", "")
+    command(commands, "doctor", _doctor, "tell what works on this machine, and which way attention takes", "")
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, "demo", _demo, "train on the bundled reviews, and see the heads", "--out runs/demo")
+    parser = command(commands, "demo", _demo, "train on the bundled reviews, and see the heads", "--out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the runs")
 
 
 def _add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run")
-    _add_data(parser, "--data", "table, folder or hub:NAME; files of lines for pairs", required=required)
+    add_data(parser, "--data", "table, folder or hub:NAME; files of lines for pairs", required=required)
     parser.add_argument("--split", metavar="NAME", help="rows of this split only")
-    _add_columns(parser)
-
-
-def _add_data(parser: argparse.ArgumentParser, flag: str, told: str, *, required: bool = False) -> None:
-    parser.add_argument(flag, nargs="+", required=required, metavar="FILE", help=told)
-
-
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    for name, told in (
-        ("text", "texts"),
-        ("label", "labels"),
-        ("source", "texts to read"),
-        ("target", "texts to write"),
-    ):
-        parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {told}")
-    parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip")
-
-
-def _data_settings(chosen: Any) -> dict[str, Any]:
-    names = ("text_column", "label_column", "source_column", "target_column", "on_error")
-    return {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    add_columns(parser)
 
 
 def _train(chosen: Any) -> None:
@@ -223,11 +207,11 @@ def _train(chosen: Any) -> None:
     )
     if not chosen.dry_run:
         recipes.check_out(chosen.out, resume=chosen.resume)
-    data = _source(chosen.data)
-    source = {"train": data, "dev": _source(chosen.dev)} if chosen.dev else data
+    data = source(chosen.data)
+    splits = {"train": data, "dev": source(chosen.dev)} if chosen.dev else data
     training = config.training
     with start(chosen.device, training.precision, threads=training.threads) as runtime:
-        planned = recipes.plan(source, config, quiet=chosen.quiet or not runtime.first)
+        planned = recipes.plan(splits, config, quiet=chosen.quiet or not runtime.first)
         if chosen.dry_run:
             if runtime.first:
                 print("\n".join(recipes.describe(planned)))
@@ -239,14 +223,9 @@ def _train(chosen: Any) -> None:
             print(f"the best model, of step {outcome.best_step} of {outcome.step}, is in {chosen.out}")
 
 
-def _source(files: Sequence[str]) -> Any:
-    """Give what a flag names as the readers take it: one thing, or two files of lines."""
-    return files[0] if len(files) == 1 else files
-
-
 def _given(chosen: Any) -> dict[str, Any]:
     """Lay out what the flags of `train` say as tables of settings."""
-    given: dict[str, Any] = {"data": _data_settings(chosen), "training": {}}
+    given: dict[str, Any] = {"data": data_settings(chosen), "training": {}}
     if chosen.vectors:
         given["vectors"] = chosen.vectors
     if chosen.tokenizer:
@@ -259,7 +238,7 @@ def _given(chosen: Any) -> dict[str, Any]:
 
 
 def _opened(chosen: Any) -> recipes.Run:
-    return recipes.with_data(recipes.open_run(chosen.folder), _data_settings(chosen))
+    return recipes.with_data(recipes.open_run(chosen.folder), data_settings(chosen))
 
 
 def _started(chosen: Any, run: recipes.Run) -> Runtime:
@@ -269,7 +248,7 @@ def _started(chosen: Any, run: recipes.Run) -> Runtime:
 def _evaluate(chosen: Any) -> None:
     run = _opened(chosen)
     with _started(chosen, run) as runtime:
-        figures = recipes.evaluate(run, _source(chosen.data), runtime, split=chosen.split)
+        figures = recipes.evaluate(run, source(chosen.data), runtime, split=chosen.split)
         if not runtime.first:
             return
         if chosen.json:
@@ -283,11 +262,13 @@ def _evaluate(chosen: Any) -> None:
 def _predict(chosen: Any) -> None:
     if chosen.data is not None and chosen.text:
         raise InputError("texts must come from `--data` or from `--text`; got both. Leave one out.")
-    _check_target(chosen.output, "--output")
+    check_target(chosen.output, "--output")
     run = _opened(chosen)
+    if chosen.align:
+        run = replace(run, aligner=recipes.read_aligner(chosen.folder))
     with _started(chosen, run) as runtime:
         if chosen.data is not None:
-            answers: Iterable[Any] = recipes.predict(run, _source(chosen.data), runtime, split=chosen.split)
+            answers: Iterable[Any] = recipes.predict(run, source(chosen.data), runtime, split=chosen.split)
         else:
             texts = iter([chosen.text]) if chosen.text else _lines_of_stdin()
             answers = _answers(run, texts, runtime)
@@ -324,23 +305,56 @@ def _lines_of_stdin() -> Iterator[list[str]]:
         yield chunk
 
 
-def _check_target(path: Path | None, flag: str) -> None:
-    """Refuse a file that cannot be written, before anybody waits for what it is to hold."""
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        told = "is a folder" if path.is_dir() else f"needs the folder {path.parent} to be there and writable"
-        raise InputError(f"`{flag}` must be a file to write; got {path}, which {told}. Choose another.")
+def _align(chosen: Any) -> None:
+    check_target(chosen.output, "--output")
+    run = _opened(chosen)
+    with _started(chosen, run) as runtime:
+        aligner = recipes.find_aligner(run, source(chosen.data), runtime, split=chosen.split)
+        if runtime.first:
+            recipes.save_aligner(aligner, chosen.folder)
+            print(aligner)
+        if chosen.output is None:
+            return
+        links = recipes.align_pairs(run, aligner, source(chosen.data), runtime, split=chosen.split)
+        contents = "".join(f"{each}\n" for each in links).encode()
+        if runtime.first:
+            write_whole(chosen.output, contents)
 
 
 def _observe(chosen: Any) -> None:
     run, page = _opened(chosen), chosen.page or chosen.folder / "heads.html"
-    _check_target(page, "--page")
+    check_target(page, "--page")
+    given: dict[str, Any] = {"split": chosen.split, "texts": chosen.texts}
     with _started(chosen, run) as runtime:
-        table = recipes.look(run, _source(chosen.data), runtime, split=chosen.split)
+        data = source(chosen.data)
+        if chosen.before:
+            older = recipes.with_data(recipes.open_run(chosen.before), data_settings(chosen))
+            given["before"] = recipes.look(older, data, runtime, split=chosen.split)
+        given["about"] = f"{chosen.folder} on {' and '.join(chosen.data)}"
+        report = recipes.report(run, data, runtime, **given)
     if not runtime.first:
         return
-    write_page(table, page, about=f"{chosen.folder} on {' and '.join(chosen.data)}")
-    print(table.to_json() if chosen.json else table)
+    report.write(page)
+    print(report.table.to_json() if chosen.json else report.table)
     print(f"the page is {page}", file=sys.stderr)
+
+
+def _tour(chosen: Any) -> None:
+    check_target(chosen.page, "--page")
+    walked = recipes.tour(chosen.sentence, chosen.model)
+    walked.write(chosen.page)
+    print("\n".join(walked.lines()))
+    print(f"the page is {chosen.page}", file=sys.stderr)
+
+
+def _serve(chosen: Any) -> None:
+    names = ("host", "port", "workers", "threads")
+    given: dict[str, Any] = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    given |= {"hosts": chosen.allow_host or [], "log_texts": chosen.log_texts}
+    given["token"] = os.environ.get("HEADWISE_TOKEN", "")
+    for assignment in chosen.set:
+        given = settings.override(given, assignment)
+    serve(chosen.runs, settings.read(ServeConfig, given), chosen.device)
 
 
 def _doctor(chosen: Any) -> None:

@@ -1,0 +1,183 @@
+"""Score, cut and share heads, and compare numbers of them, from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from headwise import recipes
+from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
+from headwise.contracts.files import write_whole
+from headwise.errors import ConfigError, InputError
+from headwise.heads import HeadScores
+from headwise.training import Runtime, start
+
+__all__ = ["add_compare", "add_prune", "add_score", "add_share"]
+
+
+def add_score(commands: Any) -> None:
+    """Add `headwise score`."""
+    parser = command(commands, "score", _score, "score every head of a model", "runs/first --data dev.tsv")
+    _add_model(parser)
+    _add_way(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file of the scores, as JSON; else the terminal")
+
+
+def add_prune(commands: Any) -> None:
+    """Add `headwise prune`."""
+    example = "runs/first --data dev.tsv --keep 0.6 --train train.tsv --out runs/smaller"
+    parser = command(commands, "prune", _prune, "cut the heads that a model needs least", example)
+    _add_model(parser)
+    _add_way(parser)
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="scores of before; else they are computed")
+    limits = parser.add_mutually_exclusive_group()
+    limits.add_argument("--keep", type=float, metavar="PART", help="part of the heads that stays; 0.6 by default")
+    limits.add_argument("--parameters", type=int, metavar="N", help="most parameters")
+    limits.add_argument("--milliseconds", type=float, metavar="MS", help="longest time of a batch, measured here")
+    limits.add_argument("--loss", type=float, metavar="L", help="largest growth of the loss; fewest heads within it")
+    _add_further(parser)
+
+
+def add_share(commands: Any) -> None:
+    """Add `headwise share`."""
+    example = "runs/first --kv-heads 2 --train train.tsv --out runs/shared"
+    parser = command(commands, "share", _share, "let heads share keys and values", example)
+    _add_model(parser, required=False)
+    parser.add_argument("--kv-heads", type=int, required=True, metavar="N", help="key and value heads of each layer")
+    _add_further(parser)
+
+
+def add_compare(commands: Any) -> None:
+    """Add `headwise compare`."""
+    example = "sentiment --data train.tsv --dev dev.tsv --heads 1,2,4,8 --seeds 3 --out runs/compared"
+    parser = command(commands, "compare", _compare, "compare one head with many, at equal parameters", example)
+    parser.add_argument("task", choices=("sentiment", "translation", "summarization"), metavar="TASK", help="as train")
+    add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
+    add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
+    parser.add_argument("--heads", type=_numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, from seed 0 on")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs, table and plot")
+    parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.passes=5")
+    add_columns(parser)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"must be numbers from 1 with commas; got {text}. 1,2,4,8 is usual.")
+    return tuple(map(int, parts))
+
+
+def _add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run, a folder of Transformers, or a name on its hub")
+    add_data(parser, "--data", "texts with their answers", required=required)
+    parser.add_argument("--split", metavar="NAME", help="rows of this split only")
+    add_columns(parser)
+
+
+def _add_way(parser: argparse.ArgumentParser) -> None:
+    ways = ("gradient", "ablation", "gates", "random")
+    parser.add_argument("--by", choices=ways, default="gradient", metavar="WAY", help=f"{', '.join(ways)}")
+
+
+def _add_further(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the smaller model")
+    add_data(parser, "--train", "train the smaller model on these; runs of headwise only")
+    parser.add_argument("--passes", type=int, default=1, metavar="N", help="passes of that training")
+
+
+def _scores(chosen: Any, subject: recipes.Subject, runtime: Runtime) -> HeadScores:
+    if chosen.by == "gates":
+        return recipes.learned_scores(Path(chosen.model))
+    return recipes.score(subject, source(chosen.data), runtime, by=chosen.by, split=chosen.split)
+
+
+def _score(chosen: Any) -> None:
+    check_target(chosen.output, "--output")
+    subject = recipes.open_subject(chosen.model, data_settings(chosen))
+    with start(chosen.device, threads=chosen.threads) as runtime:
+        scores = _scores(chosen, subject, runtime)
+    if chosen.output is None:
+        print(scores)
+    else:
+        write_whole(chosen.output, (scores.to_json() + "\n").encode())
+
+
+def _prune(chosen: Any) -> None:
+    subject = recipes.open_subject(chosen.model, data_settings(chosen))
+    with start(chosen.device, threads=chosen.threads) as runtime:
+        if chosen.scores is None:
+            scores = _scores(chosen, subject, runtime)
+        elif chosen.scores.is_file():
+            scores = HeadScores.from_json(chosen.scores.read_text(encoding="utf-8"))
+        else:
+            raise InputError(f"`--scores` must be a file of `headwise score`; got {chosen.scores}. Check the path.")
+        names = ("keep", "parameters", "milliseconds", "loss")
+        limits = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None} or {"keep": 0.6}
+        data = source(chosen.data)
+        plan = recipes.plan_heads(subject, scores, recipes.Limit(**limits), data, runtime)
+        print(plan)
+        smaller = _trained(chosen, subject, runtime, recipes.prune(subject, plan, _target(chosen)))
+        for name, each in (("whole", subject), ("smaller", smaller)):
+            loss, size = recipes.mean_loss(each, data, runtime, split=chosen.split), recipes.parameters(each.model)
+            print(f"{name}: loss {loss:.4f}, {size:,} parameters")
+    print(f"the smaller model is in {chosen.out}")
+
+
+def _share(chosen: Any) -> None:
+    subject = recipes.open_subject(chosen.model, data_settings(chosen))
+    with start(chosen.device, threads=chosen.threads) as runtime:
+        shared = _trained(chosen, subject, runtime, recipes.share(subject, chosen.kv_heads, _target(chosen)))
+        if chosen.data is not None:
+            for name, each in (("whole", subject), ("shared", shared)):
+                loss = recipes.mean_loss(each, source(chosen.data), runtime, split=chosen.split)
+                print(f"{name}: loss {loss:.4f}, {recipes.parameters(each.model):,} parameters")
+    print(f"the model is in {chosen.out}")
+
+
+def _target(chosen: Any) -> Path:
+    """Give the folder of what was not trained yet: beside that of the trained one, where there is to be one."""
+    recipes.check_out(chosen.out, resume=False)
+    out: Path = chosen.out
+    return out / "untrained" if chosen.train else out
+
+
+def _trained(chosen: Any, before: recipes.Subject, runtime: Runtime, smaller: recipes.Subject) -> recipes.Subject:
+    if not chosen.train:
+        return smaller
+    if chosen.passes < 1:
+        raise ConfigError(f"`--passes` must be at least 1; got {chosen.passes}. 1 is usual.")
+    recipes.train_on(smaller, source(chosen.train), chosen.out, runtime, passes=chosen.passes, quiet=chosen.quiet)
+    return recipes.open_subject(str(chosen.out), data_settings(chosen))
+
+
+def _compare(chosen: Any) -> None:
+    data = source(chosen.data)
+    splits = {"train": data, "dev": source(chosen.dev)} if chosen.dev else data
+    settings = {
+        heads: [
+            recipes.resolve(
+                chosen.task,
+                file=chosen.config,
+                given={"data": data_settings(chosen)},
+                overrides=[*chosen.set, f"model.encoder.heads={heads}", f"training.seed={seed}"],
+            )
+            for seed in range(chosen.seeds)
+        ]
+        for heads in chosen.heads
+    }
+    found = []
+    training = settings[chosen.heads[0]][0].training
+    with start(chosen.device, training.precision, threads=chosen.threads or training.threads) as runtime:
+        for each in recipes.compare(splits, settings, chosen.out, runtime, quiet=chosen.quiet):
+            found.append(each)
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in each.figures.items())
+            print(f"{each.heads} heads, seed {each.seed}: {figures}; gap {each.gap:.4f}; {each.seconds:.0f} s")
+    figure = next(iter(found[0].figures))
+    for row in recipes.table_of(found, figure):
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    for path in recipes.write_comparison(found, figure, chosen.out):
+        print(path, file=sys.stderr)

@@ -1,0 +1,95 @@
+"""Build what the commands have in common: their flags, and what these mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from headwise.errors import InputError
+
+__all__ = ["add_columns", "add_data", "check_target", "command", "data_settings", "source"]
+
+_USAGE = {
+    "train": "TASK --data FILE --out DIR",
+    "evaluate": "DIR --data FILE",
+    "predict": "DIR",
+    "align": "DIR --data FILE",
+    "observe": "DIR --data FILE",
+    "tour": "SENTENCE",
+    "score": "MODEL --data FILE",
+    "prune": "MODEL --data FILE --out DIR",
+    "share": "MODEL --kv-heads N --out DIR",
+    "compare": "TASK --data FILE --heads N,N --out DIR",
+    "serve": "RUN [RUN ...]",
+    "doctor": "",
+    "demo": "",
+}
+
+
+class _Help(argparse.HelpFormatter):
+    """Set help out in lines of up to 100 letters, so that that of a command fits a screen."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def command(commands: Any, name: str, run: Callable[[Any], None], told: str, example: str) -> argparse.ArgumentParser:
+    """Add a command with what all of them have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=told,
+        usage=f"headwise {name} {_USAGE[name]} [options]".replace("  ", " "),
+        description=f"{told[0].upper()}{told[1:]}.",
+        epilog=f"example: headwise {name} {example}".rstrip(),
+        formatter_class=_Help,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=_threads, default=0, metavar="N", help="threads of each process")
+    parser.add_argument("--quiet", action="store_true", help="show results and problems only")
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    return parser
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. Leave it out for all.")
+    return int(text)
+
+
+def add_data(parser: argparse.ArgumentParser, flag: str, told: str, *, required: bool = False) -> None:
+    """Add a flag that names data: one thing, or two files of lines."""
+    parser.add_argument(flag, nargs="+", required=required, metavar="FILE", help=told)
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how tables are read."""
+    for name, told in (
+        ("text", "texts"),
+        ("label", "labels"),
+        ("source", "texts to read"),
+        ("target", "texts to write"),
+    ):
+        parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {told}")
+    parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip")
+
+
+def data_settings(chosen: Any) -> dict[str, Any]:
+    """Lay out what these flags say as settings."""
+    names = ("text_column", "label_column", "source_column", "target_column", "on_error")
+    return {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+
+
+def source(files: Sequence[str]) -> Any:
+    """Give what a flag names as the readers take it: one thing, or two files of lines."""
+    return files[0] if len(files) == 1 else files
+
+
+def check_target(path: Path | None, flag: str) -> None:
+    """Refuse a file that cannot be written, before anybody waits for what it is to hold."""
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        told = "is a folder" if path.is_dir() else f"needs the folder {path.parent} to be there and writable"
+        raise InputError(f"`{flag}` must be a file to write; got {path}, which {told}. Choose another.")

@@ -1,0 +1,121 @@
+"""Report on the heads of a run: what they do over all texts, and on the texts where they are sharpest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from headwise.contracts import Batch, Examples, PairBatch
+from headwise.heads import Drawing, HeadTable, Report, draw, sharpness
+from headwise.models import Seq2Seq
+from headwise.recipes.batches import TOKENS
+from headwise.recipes.evaluate import look
+from headwise.recipes.kinds import kind_of
+from headwise.recipes.pair_config import PairConfig
+from headwise.recipes.run import Run
+from headwise.tasks.decoding import decode
+from headwise.tasks.sources import Source
+from headwise.tasks.tokenizer import Tokenizer
+from headwise.training import Runtime
+
+__all__ = ["report", "shown"]
+
+_LOOKED_AT = 2000
+"""Texts among which those are sought where heads are sharpest."""
+
+
+def report(
+    run: Run,
+    source: Source,
+    runtime: Runtime,
+    *,
+    split: str | None = None,
+    texts: int = 4,
+    before: HeadTable | None = None,
+    about: str = "",
+) -> Report:
+    """Look at every head over all texts of a table, and draw the texts on which most heads are at their sharpest.
+
+    A model that writes is drawn on what it writes itself. Of several processes the first one draws.
+
+    Args:
+        run: the run.
+        source: a file, a folder, `hub:NAME`, or two files of lines.
+        runtime: on what.
+        split: rows of which split; left out, `test` where there is one, else all.
+        texts: how many texts to draw, found among the first 2,000.
+        before: the table of the model before it was changed, to stand beside.
+        about: a line that says which model and texts it is about.
+    """
+    table = look(run, source, runtime, split=split)
+    if not runtime.first:
+        return Report(table, (), about, before)
+    examples: Examples[Any] = kind_of(run.config).examples(run, source, split=split, quiet=True)
+    with torch.inference_mode():
+        drawings = [_drawn(run, examples, row, runtime) for row in _sharpest_rows(run, examples, texts, runtime)]
+    return Report(table, drawings, about, before)
+
+
+def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Write tokens as people read them: marks that stand for a space become one."""
+    return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.tokens(ids)]
+
+
+def _sharpest_rows(run: Run, examples: Examples[Any], count: int, runtime: Runtime) -> list[int]:
+    """Name the rows on which most heads look most at one word, on average."""
+    best: dict[tuple[str, int], tuple[float, int]] = {}
+    for rows in _cuts(examples) if count else ():
+        batch = examples.batch(rows).to(runtime.device)
+        with sharpness(run.model.eval()) as sharp_of:
+            kind_of(run.config).forward(run.model, batch)
+        for place, sharp_BH in sharp_of.items():
+            for head, (sharp, at) in enumerate(zip(*(each.tolist() for each in sharp_BH.max(0)), strict=True)):
+                best[place, head] = max(best.get((place, head), (-1.0, 0)), (sharp, rows[at]))
+    votes = Counter(row for _, row in best.values())
+    return [row for row, _ in votes.most_common(count)]
+
+
+def _cuts(examples: Examples[Any]) -> Iterator[list[int]]:
+    """Cut the first texts into batches as they come, so that rows keep their numbers."""
+    size_N = examples.length_N if examples.length_N.ndim == 1 else examples.length_N.max(1)
+    rows: list[int] = []
+    for row in range(min(_LOOKED_AT, len(size_N))):
+        if rows and max(int(size_N[rows].max()), int(size_N[row])) * (len(rows) + 1) > TOKENS:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+def _drawn(run: Run, examples: Examples[Any], row: int, runtime: Runtime) -> Drawing:
+    batch = examples.batch([row]).to(runtime.device)
+    if isinstance(batch, PairBatch):
+        return _drawn_pair(run, batch)
+    assert isinstance(batch, Batch), "one of the two"
+    ids = batch.tokens_BT[0].tolist()
+
+    def call() -> object:
+        return kind_of(run.config).forward(run.model, batch)
+
+    return draw(run.model, call, shown(run.tokenizer, ids))
+
+
+def _drawn_pair(run: Run, batch: PairBatch) -> Drawing:
+    """Let the model write, then read what it wrote in one pass: the same attention as step by step."""
+    model, config = run.model, run.config
+    assert isinstance(model, Seq2Seq), "it reads pairs"
+    assert isinstance(config, PairConfig), "it was trained on pairs"
+    ends = model.config
+    suppress = (*config.decoding.suppress, ends.pad, ends.begin, run.tokenizer.unknown_id)
+    decoding = replace(config.decoding, n_best=1, suppress=suppress)
+    source = batch.source_BK, batch.source_length_B
+    ((best, *_),) = decode([model], *source, decoding, begin=ends.begin, end=ends.end)
+    target_BT = torch.tensor([[ends.begin, *best.ids]], device=batch.source_BK.device)
+    length_B = torch.tensor([target_BT.shape[1]], device=target_BT.device)
+    tokens = [shown(run.tokenizer, ids_BT[0].tolist()) for ids_BT in (batch.source_BK, target_BT)]
+    return draw(model, lambda: model(*source, target_BT, length_B), tokens[0], target=tokens[1], written=1)

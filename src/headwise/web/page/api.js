@@ -1,0 +1,38 @@
+// Ask the service; of requests of one kind only the newest is heard.
+
+const running = new Map();
+let token = sessionStorage.getItem("token") ?? "";
+
+export function setToken(given) {
+  token = given;
+  sessionStorage.setItem("token", given);
+}
+
+export class Refused extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+export async function ask(path, body) {
+  running.get(path)?.abort();
+  const control = new AbortController();
+  running.set(path, control);
+  const headers = body ? { "content-type": "application/json" } : {};
+  if (token) headers.authorization = `Bearer ${token}`;
+  const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal: control.signal });
+  const told = await answer.json();
+  if (!answer.ok) throw new Refused(answer.status, told.detail);
+  control.signal.throwIfAborted();
+  return told;
+}
+
+// Call a function once nothing has happened for a while.
+export function settled(call, wait) {
+  let timer;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => call(...given), wait);
+  };
+}

@@ -1,0 +1,215 @@
+// Put the page together: what is typed goes to the service, what it answers is shown.
+
+import { ask, Refused, settled, setToken } from "./api.js";
+import { drawMap, Grid, showView } from "./heads.js";
+import { shade, showClasses, showText, showWritten } from "./text.js";
+import { layerName, percent, say, speak, spoken } from "./words.js";
+
+const at = (id) => document.getElementById(id);
+const state = { models: [], limits: {}, head: null, view: { zoom: 0, row: 0, column: 0 }, told: null };
+const grid = new Grid(at("heads"), { onSwitch: switched, onHead: (head) => look(head) });
+
+const model = () => state.models.find(({ name }) => name === at("model").value);
+const asked = () => ({ model: model().name, off: [...grid.off.values()] });
+const text = () => at("text").value;
+
+// Run something that asks the service, and tell how it went; what newer questions have overtaken says nothing.
+async function told(action) {
+  try {
+    await action();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (error instanceof Refused && error.status === 401) at("access").hidden = false;
+    tell("problem", error instanceof Refused ? error.message : error instanceof TypeError ? say("unreachable") : String(error));
+  }
+}
+
+function tell(kind, words) {
+  at("state").dataset.state = kind;
+  at("state").textContent = words;
+}
+
+async function answer() {
+  if (!text().trim()) return clear();
+  tell("working", say("working"));
+  const began = performance.now();
+  const found = await ask("/v1/predict", { ...asked(), texts: [text()], cut: true });
+  showAnswer(found.answers[0]);
+  tell("done", say("done", { ms: Math.round(performance.now() - began) }) + (found.cut ? say("cut") : ""));
+}
+
+function showAnswer(found) {
+  if (model().task === "sentiment") showClasses(at("answer"), found);
+  else showWritten(at("answer"), found);
+}
+
+function clear() {
+  at("answer").textContent = say("nothing");
+  for (const id of ["words", "word-told", "queries", "keys", "link-told", "view-head"]) at(id).replaceChildren();
+  at("map-part").hidden = true;
+  state.told = null;
+  tell("idle", "");
+}
+
+async function explain() {
+  if (!text().trim()) return;
+  const read = text();
+  const found = await ask("/v1/explain", { ...asked(), text: read });
+  state.told = { read, found };
+  showWhy();
+}
+
+function showWhy() {
+  const { read, found } = state.told;
+  const most = Math.max(...found.words.map(({ drop }) => Math.abs(drop)), 1e-9);
+  const marks = found.words.map((word) => ({ ...word, kind: word.drop >= 0 ? "for" : "against", weight: Math.abs(word.drop) / most }));
+  if (model().task === "sentiment") {
+    at("words").classList.remove("pair");
+    showText(at("words"), read, marks, tellWord);
+  } else {
+    showPair(read, found, marks);
+  }
+}
+
+function tellWord(mark, word) {
+  const unit = model().task === "sentiment" ? ["points", 100] : ["nats", 1];
+  const drop = say(unit[0], { n: (unit[1] * Math.abs(mark.drop)).toFixed(1) });
+  const head = mark.head && say("lookedBy", { place: layerName(mark.head.place), head: mark.head.head, share: percent(mark.head.share) });
+  at("word-told").textContent = say(mark.drop >= 0 ? "wordFor" : "wordAgainst", { word, drop }) + (head ?? "");
+  grid.point(mark.head, "looked");
+}
+
+// Both texts, one under the other; a word of either shows its partners in the other.
+function showPair(read, { answer: written, words }, marks) {
+  const [source, target] = ["div", "div"].map((kind) => document.createElement(kind));
+  source.lang = target.lang = "";
+  const best = written.texts[0]?.text ?? "";
+  const links = written.links ?? [];
+  const ends = unique(links.map((link) => link.target));
+  const partners = (side, mark) => links.filter((link) => link[side][0] === mark.begin);
+  showText(source, read, marks.map(({ begin, end, ...rest }) => ({ begin, end, ...rest, kind: "", weight: 0 })), (mark, word) => {
+    light(target, ends, partners("source", mark).map((link) => [link.target, link.drop]));
+    light(source, words.map(({ begin, end }) => [begin, end]), []);
+    tellWord(mark, word);
+  });
+  showText(target, best, ends.map(([begin, end]) => ({ begin, end })), (mark) => {
+    light(source, words.map(({ begin, end }) => [begin, end]), partners("target", mark).map((link) => [link.source, link.drop]));
+    light(target, ends, []);
+    at("word-told").textContent = "";
+  });
+  at("words").replaceChildren(source, document.createElement("hr"), target);
+}
+
+function unique(spans) {
+  const seen = new Map(spans.map((span) => [span.join(), span]));
+  return [...seen.values()].sort((a, b) => a[0] - b[0]);
+}
+
+function light(place, spans, lit) {
+  const most = Math.max(...lit.map(([, drop]) => drop), 1e-9);
+  [...place.querySelectorAll("button")].forEach((button, i) => {
+    const found = lit.find(([span]) => span[0] === spans[i]?.[0]);
+    shade(button, found ? found[1] / most : 0);
+  });
+}
+
+async function view() {
+  if (!state.head || !text().trim()) return;
+  const read = text();
+  const found = await ask("/v1/view", { ...asked(), text: read, head: state.head, ...state.view });
+  const place = layerName(state.head.place);
+  at("view-head").textContent = say("headName", { place, head: state.head.head });
+  showView(found, state.head, { text: read, queries: at("queries"), keys: at("keys"), line: at("link-told") });
+  at("link-told").textContent = "";
+  at("map-part").hidden = false;
+  drawMap(at("map"), found.map);
+  at("map").setAttribute("aria-label", say("mapName", { place, head: state.head.head, ...state.view }));
+  const side = 2 ** state.view.zoom;
+  at("closer").disabled = 32 * side > state.limits.cells;
+  at("wider").disabled = state.view.zoom === 0;
+  at("left").disabled = state.view.column === 0;
+  at("up").disabled = state.view.row === 0;
+  at("right").disabled = state.view.column === side - 1;
+  at("down").disabled = state.view.row === side - 1;
+}
+
+const answerSoon = settled(() => told(answer), 150);
+const explainSoon = settled(() => told(explain), 400);
+const viewSoon = settled(() => told(view), 150);
+
+function typed() {
+  answerSoon();
+  explainSoon();
+  viewSoon();
+}
+
+function switched() {
+  at("count").textContent = grid.count();
+  told(answer);
+  explainSoon();
+  viewSoon();
+}
+
+function look(head) {
+  state.head = head;
+  state.view = { zoom: 0, row: 0, column: 0 };
+  grid.point(head, "seen");
+  viewSoon();
+}
+
+function moveMap(change) {
+  Object.assign(state.view, change);
+  told(view);
+}
+
+function choose() {
+  grid.show(model().layers);
+  state.head = null;
+  const kind = model().task[0].toUpperCase() + model().task.slice(1);
+  at("why-note").textContent = say(`note${kind}`);
+  at("count").textContent = grid.count();
+  clear();
+  at("view-head").textContent = say("noHead");
+  typed();
+}
+
+function dress() {
+  document.documentElement.lang = spoken() === "zh" ? "zh-Hans" : "en";
+  for (const element of document.querySelectorAll("[data-say]")) element.textContent = say(element.dataset.say);
+  for (const element of document.querySelectorAll("[data-hint]")) element.placeholder = say(element.dataset.hint);
+  for (const element of document.querySelectorAll("[data-name]")) element.setAttribute("aria-label", say(element.dataset.name));
+  at("language").textContent = spoken() === "zh" ? "English" : "中文";
+  at("language").lang = spoken() === "zh" ? "en" : "zh";
+}
+
+async function open() {
+  const found = await ask("/v1/models");
+  at("access").hidden = true;
+  state.models = found.models;
+  state.limits = found.limits;
+  at("model").replaceChildren(...found.models.map(({ name }) => new Option(name, name)));
+  choose();
+}
+
+at("text").addEventListener("input", typed);
+at("model").addEventListener("change", choose);
+at("all-on").addEventListener("click", () => grid.allOn());
+at("closer").addEventListener("click", () => moveMap({ zoom: state.view.zoom + 1, row: 2 * state.view.row, column: 2 * state.view.column }));
+at("wider").addEventListener("click", () => moveMap({ zoom: state.view.zoom - 1, row: state.view.row >> 1, column: state.view.column >> 1 }));
+at("left").addEventListener("click", () => moveMap({ column: state.view.column - 1 }));
+at("right").addEventListener("click", () => moveMap({ column: state.view.column + 1 }));
+at("up").addEventListener("click", () => moveMap({ row: state.view.row - 1 }));
+at("down").addEventListener("click", () => moveMap({ row: state.view.row + 1 }));
+at("language").addEventListener("click", () => {
+  speak(spoken() === "zh" ? "en" : "zh");
+  dress();
+  choose();
+});
+at("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setToken(at("token").value);
+  told(open);
+});
+
+dress();
+told(open);

