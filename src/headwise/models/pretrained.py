@@ -112,9 +112,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [CONFIG, WEIGHTS, _INDEX, "model-*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.spm", "*.model"]
+    weights = [WEIGHTS, _INDEX, "model-*.safetensors"]
+    texts = ["tokenizer*", "vocab*", "target_vocab.json", "merges.txt", "*.spm", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, "generation_config.json", *weights, *texts]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise InputError(

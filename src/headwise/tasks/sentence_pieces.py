@@ -1,11 +1,11 @@
-"""Read SentencePiece models, unigram ones, as tokenizers of `tokenizers`; neither sentencepiece nor protobuf is needed."""
+"""Read unigram models of SentencePiece as Hugging Face tokenizers, with neither sentencepiece nor protobuf."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headwise.errors import InputError
 from headwise.tasks.extras import need
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Pieces", "read_pieces", "unigram"]
 
-_UNIGRAM, _NORMAL = 1, 1
+_UNIGRAM = 1
+"""Number of the kind of model."""
+_PENALTY = 10.0
+"""How far below the worst piece SentencePiece scores an unknown character."""
 _NEVER = -1e6
-"""Score of a piece that is taken only where nothing else fits."""
+"""Score of a piece that is never taken, as its characters are there one by one."""
 
 
 class Pieces(NamedTuple):
@@ -37,9 +40,10 @@ def read_pieces(path: Path) -> Pieces:
     """
     try:
         fields = list(_fields(path.read_bytes()))
-        pieces = [dict(_fields(value)) for number, value in fields if number == 1 and isinstance(value, bytes)]
-        scores = {bytes(piece[1]).decode(): struct.unpack("<f", piece.get(2, bytes(4)))[0] for piece in pieces}
-        trainer, normalizer = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
+        parts: dict[int, Any] = dict(fields)
+        pieces: list[dict[int, Any]] = [dict(_fields(value)) for number, value in fields if number == 1]
+        scores = {piece[1].decode(): float(struct.unpack("<f", piece.get(2, bytes(4)))[0]) for piece in pieces}
+        trainer, normalizer = (dict(_fields(parts.get(number, b""))) for number in (2, 3))
     except (OSError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise InputError(f"`{path}` must be a SentencePiece model; got {error!r}. Copy it again.") from error
     if not scores or trainer.get(3, _UNIGRAM) != _UNIGRAM:
@@ -48,7 +52,7 @@ def read_pieces(path: Path) -> Pieces:
     return Pieces(scores, normalizer.get(2, b""))
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Go through the numbered fields of a message of protocol buffers."""
     at = 0
     while at < len(message):
@@ -86,18 +90,19 @@ def unigram(pieces: Pieces, ids: Mapping[str, int], unknown: str) -> tokenizers.
 
     Args:
         pieces: the model.
-        ids: the vocabulary. A piece of it that the model lacks is what an unknown character becomes where it is that
-            very character; else it is only written, never read.
+        ids: the vocabulary. What the model lacks of it is never read but for single characters, each of which stands
+            for itself where the model does not know it.
         unknown: name of the token that stands for what is unknown.
     """
     library = need("tokenizers")
     names = {id_: name for name, id_ in ids.items()}
     held = [names.get(i, f"<unused {i}>") for i in range(max(names) + 1)]
-    scored = [(name, pieces.scores.get(name, _NEVER)) for name in held]
+    unknown_score = min(pieces.scores.values()) - _PENALTY
+    scored = [(name, pieces.scores.get(name, unknown_score if len(name) == 1 else _NEVER)) for name in held]
     tokenizer: tokenizers.Tokenizer = library.Tokenizer(library.models.Unigram(scored, unk_id=ids[unknown]))
     kinds = library.normalizers
     steps = [kinds.Precompiled(pieces.rules)] if pieces.rules else []
     tokenizer.normalizer = kinds.Sequence([*steps, kinds.Replace(library.Regex(r"\s+"), " "), kinds.Strip()])
-    tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    tokenizer.decoder = library.decoders.Metaspace(prepend_scheme="first")
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    tokenizer.decoder = library.decoders.Metaspace(prepend_scheme="always")
     return tokenizer
