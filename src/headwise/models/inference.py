@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from headwise.models.seq2seq import Seq2Seq
-from headwise.modules import Attend, FeedForward
+from headwise.modules import Attend, FeedForward, MultiHeadAttention
 
 __all__ = ["PackedLinear", "for_inference"]
 
@@ -88,14 +89,22 @@ def _ready(module: _Model, dtype: torch.dtype | None, *, packs: bool) -> _Model:
     ready.__dict__["_modules"] = {
         name: None if part is None else _part(part, dtype, packs=packs) for name, part in module._modules.items()
     }
-    parts = ready._modules
-    up, bend = parts.get("up"), _BENDS.get(getattr(ready, "activation", ""))
-    if isinstance(ready, FeedForward) and ready.gate is None and isinstance(up, PackedLinear) and bend:
-        up.bend, ready.__dict__["activation"] = bend, "none"
-    if isinstance(ready, Seq2Seq) and ready.output is None and packs:
-        ready.output = PackedLinear(ready.weight, ready.output_bias)
-        ready._parameters["output_bias"] = None
+    if packs:
+        _shorten(ready, module, dtype)
     return ready
+
+
+def _shorten(ready: nn.Module, module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let a packed copy of a module take the ways that only packed products have."""
+    match ready:
+        case FeedForward(gate=None, activation="relu" | "silu" | "gelu" as bend, up=PackedLinear() as up):
+            up.bend, ready.__dict__["activation"] = _BENDS[bend], "none"
+        case MultiHeadAttention():
+            linears = [part for part in (module.query, module.key, module.value) if isinstance(part, nn.Linear)]
+            ready.joined = _joined(linears, dtype)
+        case Seq2Seq(output=None):
+            ready.output = PackedLinear(ready.weight, ready.output_bias)
+            ready._parameters["output_bias"] = None
 
 
 def _part(module: nn.Module, dtype: torch.dtype | None, *, packs: bool) -> nn.Module:
@@ -103,6 +112,13 @@ def _part(module: nn.Module, dtype: torch.dtype | None, *, packs: bool) -> nn.Mo
         bias = None if module.bias is None else _cast(module.bias, dtype)
         return PackedLinear(_cast(module.weight, dtype), bias)
     return _ready(module, dtype, packs=packs)
+
+
+def _joined(linears: Sequence[nn.Linear], dtype: torch.dtype | None) -> PackedLinear:
+    """Pack products of one input as one."""
+    weight_NM = torch.cat([_cast(linear.weight, dtype) for linear in linears])
+    biases = [_cast(linear.bias, dtype) for linear in linears if linear.bias is not None]
+    return PackedLinear(weight_NM, torch.cat(biases) if biases else None)
 
 
 def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:

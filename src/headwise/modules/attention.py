@@ -124,6 +124,7 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(d_model, groups * width, bias=bias)
         self.value = nn.Linear(d_model, groups * width, bias=bias)
         self.output = nn.Linear(len(names) * width, d_model, bias=bias)
+        self.joined: nn.Module | None = None  # the first three in one, once a model is packed for inference
         self.query_norm = nn.RMSNorm(width) if qk_norm else None
         self.key_norm = nn.RMSNorm(width) if qk_norm else None
         self.head_dropout = 0.0
@@ -170,12 +171,12 @@ class MultiHeadAttention(nn.Module):
         """Project and split: queries (B, H, T, D), keys and values (B, G, K, D), as the heads get them."""
         self._check(x_BTM, context)
         before = 0 if cache is None or context is not None else cache.length
-        query_BHTD = self._heads(self.query(x_BTM), self.query_norm, before)
         if cache is not None and context is not None and cache.held is not None:
-            return query_BHTD, *cache.held
-        source_BKM = x_BTM if context is None else context
-        key_BGKD = self._heads(self.key(source_BKM), self.key_norm, before)
-        value_BGKD = self.value(source_BKM).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+            return self._heads(self.query(x_BTM), self.query_norm, before), *cache.held
+        query_BTN, key_BKN, value_BKN = self._projected(x_BTM, context)
+        query_BHTD = self._heads(query_BTN, self.query_norm, before)
+        key_BGKD = self._heads(key_BKN, self.key_norm, before)
+        value_BGKD = value_BKN.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
         if cache is not None:
             key_BGKD, value_BGKD = cache.append(key_BGKD, value_BGKD)
         return query_BHTD, key_BGKD, value_BGKD
@@ -204,11 +205,21 @@ class MultiHeadAttention(nn.Module):
             heads_BHWD: Tensor = heads_NH1D[:, :, 0].unflatten(0, shape).transpose(1, 2)
             return heads_BHWD
 
-        query_BHWD, key_BGWD = folded(self.query(x_BWM), self.query_norm), folded(self.key(x_BWM), self.key_norm)
-        value_BGWD = self.value(x_BWM).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        query_BWN, key_BWN, value_BWN = self._projected(x_BWM, None)
+        query_BHWD, key_BGWD = folded(query_BWN, self.query_norm), folded(key_BWN, self.key_norm)
+        value_BGWD = value_BWN.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
         written = cache.append(key_BGWD, value_BGWD)
         mixed_BHWD: Tensor = self.attend(query_BHWD, *written, beams.mask, bias=beams.spread(bias))
         return self.join(mixed_BHWD)
+
+    def _projected(self, x_BTM: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Give queries, keys and values before they are split into heads."""
+        if context is None and self.joined is not None:
+            widths = [n * self.d_head for n in (len(self.heads), self.kv_heads, self.kv_heads)]
+            query_BTN, key_BTN, value_BTN = self.joined(x_BTM).split(widths, -1)
+            return query_BTN, key_BTN, value_BTN
+        source_BKM = x_BTM if context is None else context
+        return self.query(x_BTM), self.key(source_BKM), self.value(source_BKM)
 
     def join(self, mixed_BHTD: Float[Tensor, "B H T D"]) -> Tensor:
         """Join the heads and project them to the model's width."""
