@@ -128,6 +128,9 @@ class _Loss:
     def __init__(self, hidden_NM: Tensor, weight_VM: Tensor, bias_V: Tensor | None, smoothing: float) -> None:
         self.hidden_NM, self.weight_VM, self.bias_V, self.smoothing = hidden_NM, weight_VM, bias_V, smoothing
         self.working = torch.float64 if hidden_NM.dtype == torch.float64 else torch.float32
+        # The mean of all logits of a token is its state times the mean row: no pass over the vocabulary.
+        self.mean_M = weight_VM.mean(0, dtype=self.working)
+        self.mean_bias = 0.0 if bias_V is None else bias_V.mean(dtype=self.working)
         size = min(_CHUNK, hidden_NM.shape[0]), weight_VM.shape[0]
         self._logits_NV, self._p_NV = hidden_NM.new_empty(size), hidden_NM.new_empty(size, dtype=self.working)
         self._part_VM, self._part_NM = torch.empty_like(weight_VM), torch.empty_like(hidden_NM[:_CHUNK])
@@ -141,9 +144,12 @@ class _Loss:
         if self.bias_V is not None:
             self.logits_NV += self.bias_V.to(self.logits_NV.dtype)
         torch.softmax(self.logits_NV, -1, dtype=self.working, out=self.p_NV)
-        # By the likeliest token, whose probability never underflows.
-        self.lse_N = self.logits_NV.amax(-1).to(self.working) - self.p_NV.amax(-1).log()
-        self.right_N = self.logits_NV.gather(1, self.target_N1)[:, 0].to(self.working) - self.lse_N
+        logit_N, p_N = (x_NV.gather(1, self.target_N1)[:, 0].to(self.working) for x_NV in (self.logits_NV, self.p_NV))
+        if p_N.device.type == "cpu" and bool((p_N > torch.finfo(self.working).tiny).all()):
+            self.right_N = p_N.log()
+        else:  # by the likeliest token, whose probability never underflows
+            self.right_N = logit_N - self.logits_NV.amax(-1).to(self.working) + self.p_NV.amax(-1).log()
+        self.lse_N = logit_N - self.right_N
 
     def score(self, mixed: tuple[Tensor, Tensor] | None) -> Tensor:
         """Give the loss of each token, and find how far the distribution is to blame for it in a mixture."""
@@ -153,7 +159,7 @@ class _Loss:
             right_N, self.blame_N = torch.logaddexp(own_N, other_N), torch.sigmoid(own_N - other_N)
         if not self.smoothing:
             return -right_N
-        mean_N = self.logits_NV.mean(-1, dtype=self.working) - self.lse_N
+        mean_N = torch.mv(self.states_NM.to(self.working), self.mean_M) + self.mean_bias - self.lse_N
         return -(1 - self.smoothing) * right_N - self.smoothing * mean_N
 
     def slopes(self, gradients: list[Tensor], rows: slice) -> None:

@@ -15,6 +15,7 @@ from headwise.models.config import checked
 from headwise.models.copying import Copying
 from headwise.models.seq2seq_config import Seq2SeqConfig
 from headwise.modules import Beams, DecoderLayer, HiddenDropout, KeyValueCache, TokenEmbedding
+from headwise.modules.attention import lowered
 
 __all__ = ["Decoder", "Seq2Seq", "State"]
 
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
         """
         x_BTM = self._placed(x_BTM, 0)
         own = Mask.causal() & Mask.lengths(length_B, length_B.clone())  # torch.compile refuses one tensor twice
-        seen = Mask.lengths(source_length_B)
+        seen, source_BKM = Mask.lengths(source_length_B), lowered(source_BKM)
         for layer, heads in zip(self._layers, self.config.head_names, strict=True):
             x_BTM = asking_BTM = layer.listen(x_BTM, own, bias=parts.bias_of(self.bias, heads))
             x_BTM = layer.read(x_BTM, source_BKM, seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Seen, Statistics
@@ -16,7 +17,7 @@ from headwise.modules.dropout import drop_heads
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Attend", "AttentionBlock", "MultiHeadAttention"]
+__all__ = ["Attend", "AttentionBlock", "MultiHeadAttention", "lowered"]
 
 
 class Attend(nn.Module):
@@ -218,7 +219,8 @@ class MultiHeadAttention(nn.Module):
             widths = [n * self.d_head for n in (len(self.heads), self.kv_heads, self.kv_heads)]
             query_BTN, key_BTN, value_BTN = self.joined(x_BTM).split(widths, -1)
             return query_BTN, key_BTN, value_BTN
-        source_BKM = x_BTM if context is None else context
+        x_BTM = lowered(x_BTM)
+        source_BKM = x_BTM if context is None else lowered(context)
         return self.query(x_BTM), self.key(source_BKM), self.value(source_BKM)
 
     def join(self, mixed_BHTD: Float[Tensor, "B H T D"]) -> Tensor:
@@ -271,6 +273,14 @@ def _width(d_model: int, heads: tuple[int, ...], groups: int, d_head: int | None
 def _nearest(d_model: int, heads: int) -> int:
     """Find the number of heads nearest to the one wished for that divides the width."""
     return min((n for n in range(1, max(d_model, 1) + 1) if d_model % n == 0), key=lambda n: abs(n - heads))
+
+
+def lowered(x: Tensor) -> Tensor:
+    """Give what several products read in autocast's type, if it is on: else each would make a copy of its own."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class AttentionBlock(nn.Module):
