@@ -94,6 +94,7 @@ def test_a_batch_of_texts_equals_one_by_one():
         assert [text.ids for text in alone[0]] == [text.ids for text in found]
 
 
+@torch.no_grad()
 def test_an_ensemble_averages_probabilities():
     models, decoding = [built(seed=1), built(seed=2)], Decoding(max_length=1, suppress=(END,))
     source_BK, length_B = sources()

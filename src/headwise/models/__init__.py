@@ -4,6 +4,7 @@ from headwise.models.checkpoint import load, save
 from headwise.models.classifier import Classifier, Encoder, Pooling
 from headwise.models.config import ClassifierConfig, EncoderConfig, preset
 from headwise.models.cutting import OwnLayout
+from headwise.models.inference import PackedLinear, for_inference
 from headwise.models.pretrained import load_classifier, load_encoder, locate
 from headwise.models.pretrained_seq2seq import load_seq2seq
 from headwise.models.seq2seq import Decoder, Seq2Seq, State
@@ -17,10 +18,12 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "OwnLayout",
+    "PackedLinear",
     "Pooling",
     "Seq2Seq",
     "Seq2SeqConfig",
     "State",
+    "for_inference",
     "load",
     "load_classifier",
     "load_encoder",

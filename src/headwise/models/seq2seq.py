@@ -155,12 +155,13 @@ class Seq2Seq(nn.Module):
         self.target_tokens = None if config.shared else parts.tokens(config.encoder, config.target_vocabulary)
         self.decoder = Decoder(config)
         width = config.encoder.d_model
-        self.output = None if config.tied else nn.Linear(width, config.target_vocabulary, bias=False)
+        output = None if config.tied else nn.Linear(width, config.target_vocabulary, bias=False)
+        self.output: nn.Module | None = output
         self.output_bias = nn.Parameter(torch.zeros(config.target_vocabulary)) if config.output_bias else None
         last = config.decoder.as_encoder(config.encoder, cross=True).head_names[-1]
         self.copying = Copying(width, len(last)) if config.copy else None
-        if self.output is not None:
-            nn.init.normal_(self.output.weight, std=width**-0.5)
+        if output is not None:
+            nn.init.normal_(output.weight, std=width**-0.5)
 
     def forward(self, source_BK: Tensor, source_length_B: Tensor, target_BT: Tensor, target_length_B: Tensor) -> Tensor:
         """Give the states from which each next token is told, shape (B, T, M): the one at t, after `target_BT[:, t]`.
@@ -200,7 +201,7 @@ class Seq2Seq(nn.Module):
             mixed = kept_BT[valid_BT], copied_BT[valid_BT]
         return linear_cross_entropy(
             hidden_BTM[valid_BT],
-            self._weight,
+            self.weight,
             next_BT[valid_BT],
             bias_V=self.output_bias,
             smoothing=smoothing,
@@ -209,7 +210,10 @@ class Seq2Seq(nn.Module):
 
     def logits(self, hidden_BTM: Tensor) -> Tensor:
         """Score every token of the vocabulary, shape (B, T, V)."""
-        return nn.functional.linear(hidden_BTM, self._weight, self.output_bias)
+        if self.output is None:
+            return nn.functional.linear(hidden_BTM, self.weight, self.output_bias)
+        logits_BTV: Tensor = self.output(hidden_BTM)
+        return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias
 
     def begin(self, source_BK: Tensor, source_length_B: Tensor, *, beams: int = 1) -> State:
         """Read the sources; keys and values of cross attention are computed here, once, and shared by the beams."""
@@ -240,6 +244,9 @@ class Seq2Seq(nn.Module):
         return self.encoder.tokens if self.target_tokens is None else self.target_tokens
 
     @property
-    def _weight(self) -> Tensor:
-        """Give the weights of the output."""
-        return self._table.table.weight if self.output is None else self.output.weight
+    def weight(self) -> Tensor:
+        """Give the weights of the output, a row per token."""
+        if self.output is None:
+            return self._table.table.weight
+        assert isinstance(self.output, nn.Linear), "a model that is packed for inference is not trained"
+        return self.output.weight

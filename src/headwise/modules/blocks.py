@@ -94,6 +94,8 @@ def _bend(x_BTF: Tensor, activation: str) -> Tensor:
             return F.gelu(x_BTF, approximate="tanh")
         case "silu":
             return F.silu(x_BTF)
+        case "none":
+            return x_BTF  # bent by the product before
     return F.relu(x_BTF)
 
 

@@ -51,7 +51,7 @@ class KeyValueCache:
         """Make room for `total` positions."""
         if self._room is not None and self._room[0].shape[2] >= total:
             return
-        size = max(total, 2 * self.length, 16)
+        size = max(total, 2 * self.length, 32)
         key_room, value_room = (x.new_empty(*x.shape[:2], size, x.shape[3]) for x in added)
         if self.held is not None:
             key_room[:, :, : self.length], value_room[:, :, : self.length] = self.held
