@@ -28,7 +28,7 @@ few = partial(calls, few=True)
 FLOATS = (torch.float32, torch.float16)
 through = st.sampled_from(THROUGH)
 examples = pytest.mark.parametrize(
-    "examples", [pytest.param(4, id="few"), pytest.param(60, id="many", marks=pytest.mark.slow)]
+    "examples", [pytest.param(4, id="few"), pytest.param(60, id="many", marks=pytest.mark.fuzz)]
 )
 
 

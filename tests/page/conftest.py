@@ -11,7 +11,7 @@ from headwise.heads import Report, draw, observe
 UGLY = "</script><b id='x' onclick=\"x()\">'&amp;"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright runs once at a time, and other tests have a browser of their own
 def browser():
     """Start Debian's Chromium; playwright would bring one of its own by a download."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -68,6 +68,7 @@ def test_the_map_reads_out_true_weights(show, short):
     assert told.startswith("“three” (3) → “one” (1): ")
     assert shares(told)[0] == pytest.approx(float(weights[2, 0]), abs=float(weights.max()) / 255 + 6e-4)
     page.get_by_text("The strongest cells as a table").click()
+    page.wait_for_selector("details[open] tbody tr >> nth=24", state="attached")
     assert page.locator("details[open] tbody tr").count() == 25
 
 

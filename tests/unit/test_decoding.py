@@ -35,11 +35,12 @@ class Table:
         maker = torch.Generator().manual_seed(seed)
         self.logits_NNV = spread * torch.randn(11, 13, VOCABULARY, generator=maker, dtype=torch.float64)
 
-    def begin(self, source_BK, source_length_B, *, beams=1):
-        return History(source_BK[:, 0], torch.empty(len(source_BK), beams, 0, dtype=torch.long))
+    def begin(self, source_BK, source_length_B):
+        return History(source_BK[:, 0], torch.empty(len(source_BK), 1, 0, dtype=torch.long))
 
     def step(self, token_BW, state):
-        state.written_BWT = torch.cat([state.written_BWT, token_BW[..., None]], 2)
+        past_BWT = state.written_BWT.expand(-1, token_BW.shape[1], -1)
+        state.written_BWT = torch.cat([past_BWT, token_BW[..., None]], 2)
         weight_T = torch.arange(1, state.written_BWT.shape[2] + 1)
         return self.logits_NNV[state.source_B[:, None] % 11, (state.written_BWT * weight_T).sum(2) % 13]
 

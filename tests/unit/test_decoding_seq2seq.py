@@ -15,11 +15,12 @@ class Again:
     def __init__(self, model):
         self.model = model
 
-    def begin(self, source_BK, source_length_B, *, beams=1):
-        return Past(source_BK, source_length_B, torch.empty(len(source_BK), beams, 0, dtype=torch.long))
+    def begin(self, source_BK, source_length_B):
+        return Past(source_BK, source_length_B, torch.empty(len(source_BK), 1, 0, dtype=torch.long))
 
     def step(self, token_BW, past):
-        past.written_BWT = torch.cat([past.written_BWT, token_BW[..., None]], 2)
+        past_BWT = past.written_BWT.expand(-1, token_BW.shape[1], -1)
+        past.written_BWT = torch.cat([past_BWT, token_BW[..., None]], 2)
         beams = token_BW.shape[1]
         target_NT = past.written_BWT.flatten(0, 1)
         hidden_NTM = self.model(

@@ -47,7 +47,7 @@ class Decoder(nn.Module):
             The states, and for a model that copies the weights with which the last layer's heads look at the source.
         """
         x_BTM = self._placed(x_BTM, 0)
-        own = Mask.causal() & Mask.lengths(length_B, length_B.clone())  # torch.compile refuses one tensor twice
+        own = Mask.causal() & Mask.lengths(length_B, length_B)
         seen, source_BKM = Mask.lengths(source_length_B), lowered(source_BKM)
         for layer, heads in zip(self._layers, self.config.head_names, strict=True):
             x_BTM = asking_BTM = layer.listen(x_BTM, own, bias=parts.bias_of(self.bias, heads))
@@ -141,7 +141,7 @@ class Seq2Seq(nn.Module):
 
     Example:
         >>> model = Seq2Seq(Seq2SeqConfig(EncoderConfig(vocabulary=100))).eval()
-        >>> state = model.begin(torch.tensor([[5, 7, 9]]), torch.tensor([3]), beams=2)
+        >>> state = model.begin(torch.tensor([[5, 7, 9]]), torch.tensor([3]))
         >>> model.step(torch.tensor([[1, 1]]), state).shape
         torch.Size([1, 2, 100])
     """
@@ -216,7 +216,7 @@ class Seq2Seq(nn.Module):
         logits_BTV: Tensor = self.output(hidden_BTM)
         return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias
 
-    def begin(self, source_BK: Tensor, source_length_B: Tensor, *, beams: int = 1) -> State:
+    def begin(self, source_BK: Tensor, source_length_B: Tensor) -> State:
         """Read the sources; keys and values of cross attention are computed here, once, and shared by the beams."""
         source_BKM = self.encoder(source_BK, source_length_B)
         caches = []

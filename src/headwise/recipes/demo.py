@@ -47,7 +47,7 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
         figure = evaluate(run, show.source, runtime)[show.figure]
         page = folder / "heads.html"
         report(run, show.source, runtime, about=f"The model of {folder}, on the test part of {held}").write(page)
-        answer = line(run, predict_texts(run, [show.said], runtime)[0])
+        answer = line(run, predict_texts(run, [show.said], runtime)[0]).replace("\t", ", ")
         yield f"{name}: {show.figure} {figure:.4f} on the test part, after {time.monotonic() - began:.0f} s"
         yield f"{name}: “{show.said}” gives “{answer}”"
         yield f"{name}: what every head does: {page}"

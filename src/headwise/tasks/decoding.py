@@ -29,7 +29,7 @@ class Progress(Protocol):
 class Decodable(Protocol):
     """Be a model that reads sources and writes texts."""
 
-    def begin(self, source_BK: Tensor, source_length_B: Tensor, *, beams: int = 1) -> Any:
+    def begin(self, source_BK: Tensor, source_length_B: Tensor) -> Any:
         """Read the sources; the result is a `Progress`."""
 
     def step(self, token_BW: Tensor, state: Any) -> Tensor:
@@ -170,7 +170,7 @@ class _Search:
         # Beams begin alike: a search starts from one. Texts that are drawn go apart by themselves.
         beams = decoding.beams if decoding.method == "sample" else 1
         self.models, self.decoding, self.end = models, decoding, end
-        self.states = [model.begin(source_BK, length_B, beams=beams) for model in models]
+        self.states = [model.begin(source_BK, length_B) for model in models]
         self.found: list[list[Hypothesis]] = [[] for _ in range(batch)]
         self.sentence_B = torch.arange(batch, device=device)
         self.longest_B = _longest(length_B, decoding)

@@ -35,8 +35,8 @@ class _Stoppable:
     def __init__(self, model: Seq2Seq, stopped: Stopped) -> None:
         self._model, self._stopped = model, stopped
 
-    def begin(self, source_BK: Tensor, source_length_B: Tensor, *, beams: int = 1) -> Any:
-        return self._model.begin(source_BK, source_length_B, beams=beams)
+    def begin(self, source_BK: Tensor, source_length_B: Tensor) -> Any:
+        return self._model.begin(source_BK, source_length_B)
 
     def step(self, token_BW: Tensor, state: Any) -> Tensor:
         if self._stopped():
