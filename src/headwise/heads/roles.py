@@ -64,9 +64,7 @@ def guess(row: Mapping[str, Any]) -> Role:
         return Role("aligning" if row.get("kind") == "cross" else "picking", _told(row, "peak"))
     length = row.get("length", 0.0)
     if "entropy" in row and length > 1 and row["entropy"] >= _BROAD * math.log(length):
-        return Role(
-            "broad", f"{_told(row, 'entropy')}; equal weights over {length:.0f} tokens have {math.log(length):.2f}"
-        )
+        return Role("broad", f"{_told(row, 'entropy')}, {math.log(length):.2f} where all weights are equal")
     return Role("mixed", _told(row, largest) if largest else "")
 
 
