@@ -90,9 +90,25 @@ def test_numbers_of_heads_are_compared(table, tmp_path, capsys):
     assert (out / "comparison.svg").read_text().count('class="dot"') == 8
     assert main(line) == 0, "what is done is not done again"
     assert capsys.readouterr().out == first
+    assert main([*line, "--set", "training.passes=3"]) == 2
+    assert "must hold runs of the same settings" in capsys.readouterr().err
     other = [*line, "--set", "model.encoder.d_head=4", "--out", str(tmp_path / "other")]
     assert main(other) == 2
     assert "must have equally many parameters" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists(), "nothing is trained for that"
+
+
+@pytest.mark.parametrize("flags", [("compare", "sentiment", "--seeds", "0"), ("prune", "RUN", "--passes", "0")])
+def test_numbers_begin_with_one(table, tmp_path, capsys, flags):
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, *given(table, "--out", tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "must be a whole number from 1; got 0" in capsys.readouterr().err
+
+
+def test_a_folder_of_no_model_is_told(table, tmp_path, capsys):
+    assert main(["score", str(tmp_path), *given(table)]) == 2
+    assert "must be a run, or a folder of Transformers" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -164,7 +180,6 @@ def test_pairs_are_scored_one_by_one(tmp_path, capsys):
         (["prune", "RUN", "--scores", "none.json", "--out", "OUT"], "`--scores` must be a file"),
         (["prune", "RUN", "--out", "RUN"], "must be a new folder"),
         (["share", "RUN", "--kv-heads", "3", "--out", "OUT"], "`kv_heads` must divide"),
-        (["share", "RUN", "--kv-heads", "1", "--out", "OUT", "--train", "TABLE", "--passes", "0"], "`--passes`"),
         (["score", "nowhere/at/all"], "must be a folder, minilm, or a name"),
         (["score", "minilm"], "must classify texts or be a model of language"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 from headwise import recipes
 from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
 from headwise.contracts.files import write_whole
-from headwise.errors import ConfigError, InputError
+from headwise.errors import InputError
 from headwise.heads import HeadScores
 from headwise.training import Runtime, start
 
@@ -57,11 +57,17 @@ def add_compare(commands: Any) -> None:
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
     parser.add_argument("--heads", type=_numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, from seed 0 on")
+    parser.add_argument("--seeds", type=_number, default=1, metavar="N", help="runs of each, from seed 0 on")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs, table and plot")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.passes=5")
     add_columns(parser)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. 1 is usual.")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -86,7 +92,7 @@ def _add_way(parser: argparse.ArgumentParser) -> None:
 def _add_further(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the smaller model")
     add_data(parser, "--train", "train the smaller model on these; runs of headwise only")
-    parser.add_argument("--passes", type=int, default=1, metavar="N", help="passes of that training")
+    parser.add_argument("--passes", type=_number, default=1, metavar="N", help="passes of that training")
 
 
 def _scores(chosen: Any, subject: recipes.Subject, runtime: Runtime) -> HeadScores:
@@ -148,8 +154,6 @@ def _target(chosen: Any) -> Path:
 def _trained(chosen: Any, before: recipes.Subject, runtime: Runtime, smaller: recipes.Subject) -> recipes.Subject:
     if not chosen.train:
         return smaller
-    if chosen.passes < 1:
-        raise ConfigError(f"`--passes` must be at least 1; got {chosen.passes}. 1 is usual.")
     recipes.train_on(smaller, source(chosen.train), chosen.out, runtime, passes=chosen.passes, quiet=chosen.quiet)
     return recipes.open_subject(str(chosen.out), data_settings(chosen))
 

@@ -14,9 +14,10 @@ import torch
 
 from headwise.contracts import Scored
 from headwise.contracts.files import write_whole
-from headwise.errors import ConfigError
+from headwise.errors import ConfigError, InputError
 from headwise.heads import observe
 from headwise.recipes.batches import in_batches
+from headwise.recipes.config import AnyConfig
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.plans import Plan
 from headwise.recipes.plot import lines_svg
@@ -27,7 +28,7 @@ from headwise.training import Runtime
 
 __all__ = ["Compared", "compare", "table_of", "write_comparison"]
 
-_TOKENS = 2048
+_TOKENS, _FILE = 2048, "compared.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Compared:
 
 def compare(
     source: Source,
-    settings: Mapping[int, Sequence[Any]],
+    settings: Mapping[int, Sequence[AnyConfig]],
     out: Path,
     runtime: Runtime,
     *,
@@ -68,22 +69,36 @@ def compare(
         quiet: show no progress.
 
     Raises:
-        ConfigError: when the models have not equally many parameters.
+        ConfigError: when the models have not equally many parameters, before any is trained.
+        InputError: when the folder holds runs of other settings.
     """
-    sizes: dict[int, int] = {}
+    sizes = {heads: parameters(plan(source, configs[0], quiet=True).model) for heads, configs in settings.items()}
+    if len(set(sizes.values())) > 1:
+        raise ConfigError(f"models to compare must have equally many parameters; got {sizes}. See `heads`.")
     for heads, configs in settings.items():
         for config in configs:
             folder = out / f"heads-{heads}-seed-{config.training.seed}"
-            done = folder / "compared.json"
-            if done.is_file():
-                found = Compared(**json.loads(done.read_text(encoding="utf-8")))
-            else:
+            found = _done(folder, config)
+            if found is None:
                 found = _one(plan(source, config, quiet=quiet), heads, folder, runtime, quiet=quiet)
-                write_whole(done, (json.dumps(asdict(found)) + "\n").encode())
-            sizes[heads] = found.parameters
-            if len(set(sizes.values())) > 1:
-                raise ConfigError(f"models to compare must have equally many parameters; got {sizes}. See `heads`.")
+                held = {"settings": asdict(config), "found": asdict(found)}
+                write_whole(folder / _FILE, (json.dumps(held) + "\n").encode())
             yield found
+
+
+def _done(folder: Path, config: AnyConfig) -> Compared | None:
+    """Read how a model did that was trained before; none where there is none.
+
+    Raises:
+        InputError: when it was trained with other settings.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return None
+    held = json.loads(path.read_text(encoding="utf-8"))
+    if held["settings"] != json.loads(json.dumps(asdict(config))):
+        raise InputError(f"`--out` must hold runs of the same settings; got others in {folder}. Choose another folder.")
+    return Compared(**held["found"])
 
 
 def _one(planned: Plan, heads: int, folder: Path, runtime: Runtime, *, quiet: bool) -> Compared:

@@ -177,6 +177,8 @@ def open_subject(name: str, data: Mapping[str, Any] | None = None) -> Subject:
     if (Path(name) / "run.json").is_file():
         return Own(with_data(open_run(Path(name)), data or {}))
     folder = locate(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"`{name}` must be a run, or a folder of Transformers; got neither. Check the path.")
     read = {key: value for key, value in (data or {}).items() if key in ("text_column", "label_column", "on_error")}
     tokenizer = need("transformers").AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
