@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headwise.errors import InputError
 from headwise.modules import Attend
 
-__all__ = ["gated", "sample_gates", "seams_of"]
+__all__ = ["gated", "hooked", "sample_gates", "seams_of", "turned"]
 
 
 def seams_of(model: nn.Module) -> dict[str, Attend]:
@@ -29,6 +29,27 @@ def seams_of(model: nn.Module) -> dict[str, Attend]:
             "Build it of our layers, or attach to it."
         )
     return seams
+
+
+@contextmanager
+def hooked(
+    model: nn.Module, after: Mapping[str, Callable[..., Any]], before: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Call hooks around seams, with keywords; what was compiled would pass them by and runs eagerly.
+
+    Args:
+        model: any model built on `headwise.Attend`.
+        after: by the path of a seam, what may change its result.
+        before: what may change the arguments of these seams.
+    """
+    seams = seams_of(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for path, hook in after.items():
+            if before is not None:
+                stack.callback(seams[path].register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(seams[path].register_forward_hook(hook, with_kwargs=True).remove)
+        yield
 
 
 @contextmanager
@@ -59,7 +80,7 @@ def gated(model: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
         if gate.dim() not in (1, 2) or gate.shape[-1] != len(seams[path].heads):
             told = f"{tuple(gate.shape)} for {len(seams[path].heads)} heads of {path}"
             raise InputError(f"gates must have shape (H,) or (B, H); got {told}. Give one gate a head.")
-    with _hooked(model, {path: partial(_turn, gate) for path, gate in gates.items()}):
+    with hooked(model, {path: partial(_turn, gate) for path, gate in gates.items()}):
         yield
 
 
@@ -70,29 +91,22 @@ def sample_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     A seam's list grows by one tensor of ones, shape (B, H), with each of its calls.
     """
     gates: dict[str, list[Tensor]] = {path: [] for path in seams_of(model)}
-    with _hooked(model, {path: partial(_open, made) for path, made in gates.items()}):
+    with hooked(model, {path: partial(_open, made) for path, made in gates.items()}):
         yield gates
 
 
-@contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Let hooks change what seams give; what was compiled would pass them by and runs eagerly."""
-    seams = seams_of(model)
-    with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for path, hook in hooks.items():
-            stack.callback(seams[path].register_forward_hook(hook).remove)
-        yield
-
-
-def _open(made: list[Tensor], seam: Attend, args: tuple[Any, ...], result: Any) -> Any:
+def _open(made: list[Tensor], seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
     gate_BH = torch.ones(args[0].shape[0], len(seam.heads), device=args[0].device, requires_grad=True)
     made.append(gate_BH)
-    return _turn(gate_BH, seam, args, result)
+    return _turn(gate_BH, seam, args, kwargs, result)
 
 
-def _turn(gate: Tensor, seam: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-    """Multiply the output of a seam, and leave statistics of its weights alone."""
+def _turn(gate: Tensor, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    return turned(gate, result)
+
+
+def turned(gate: Tensor, result: Any) -> Any:
+    """Multiply the output in a seam's result by gates, (H,) or (B, H), and leave its statistics alone."""
     output_BHQE, *seen = result if isinstance(result, tuple) else (result,)
     turned_BHQE = output_BHQE * gate.to(output_BHQE.dtype).unsqueeze(-1).unsqueeze(-1)
     return (turned_BHQE, *seen) if seen else turned_BHQE

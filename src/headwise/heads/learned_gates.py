@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headwise.contracts.layout import HeadId
 from headwise.errors import ConfigError, InputError
-from headwise.heads.gates import seams_of
+from headwise.heads.gates import seams_of, turned
 from headwise.heads.importance import HeadScores
 from headwise.modules import Attend, MultiHeadAttention
 
@@ -112,11 +112,8 @@ class LearnedGates(nn.Module):
         return bare
 
     def _turn(self, opened_H: Tensor, seam: Attend, args: tuple[Any, ...], result: Any) -> Any:
-        """Multiply the output of a seam by its gates, and leave statistics of its weights alone."""
         gate_H = self._drawn(opened_H) if seam.training else self._centre(opened_H)
-        output_BHQE, *seen = result if isinstance(result, tuple) else (result,)
-        turned_BHQE = output_BHQE * gate_H.to(output_BHQE.dtype)[:, None, None]
-        return (turned_BHQE, *seen) if seen else turned_BHQE
+        return turned(gate_H, result)
 
     def _drawn(self, opened_H: Tensor) -> Tensor:
         """Draw gates (Louizos et al. 2018, equations 10 and 11)."""

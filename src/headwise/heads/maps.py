@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headwise.contracts import Seen, Statistics
 from headwise.errors import InputError
 from headwise.functional import attention_weights
-from headwise.heads.gates import seams_of
+from headwise.heads.gates import hooked, seams_of
 from headwise.heads.zoom import CELLS, Window, cell_of, cells_of, pooled, windows_of
 from headwise.modules import Attend
 
@@ -114,14 +114,15 @@ def draw(
         torch.Size([2, 3, 3])
     """
     found: dict[str, Picture] = {}
-    with torch.no_grad(), _hooked(model, _ask, partial(_hear, found)):
+    with torch.no_grad(), hooked(model, {place: partial(_hear, found, place) for place in seams_of(model)}, _ask):
         call()
     drawing = Drawing(tuple(source), tuple(target), tuple(found.values()), title, written)
     _check(drawing, seams_of(model))
     chosen = tuple(_sharpest(found, closer)) if isinstance(closer, int) else tuple(closer)
     coarse = {name: each for name, each in found.items() if each.map_HPN.shape[1:] != (each.queries, each.keys)}
     if any(place in coarse for place, _ in chosen):
-        with torch.no_grad(), _hooked(model, _pass, partial(_zoom, coarse, chosen)):
+        zoom = {place: partial(_zoom, coarse, chosen, place) for place in coarse}
+        with torch.no_grad(), hooked(model, zoom):
             call()
     return replace(drawing, pictures=tuple(coarse.get(place, each) for place, each in found.items()), closer=chosen)
 
@@ -143,26 +144,8 @@ def sharpness(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         found[place] = seen.peak_BHQ.masked_fill(~live_BHQ, 0).sum(2) / live_BHQ.sum(2).clamp(min=1)
         return output
 
-    with _hooked(model, ask, hear):
+    with hooked(model, {place: partial(hear, place) for place in seams_of(model)}, ask):
         yield found
-
-
-@contextmanager
-def _hooked(model: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
-    """Call hooks around every seam; what was compiled would pass them by and runs eagerly."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for place, seam in seams_of(model).items():
-            for handle in (
-                seam.register_forward_pre_hook(before, with_kwargs=True),
-                seam.register_forward_hook(partial(after, place), with_kwargs=True),
-            ):
-                stack.callback(handle.remove)
-        yield
-
-
-def _pass(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Change nothing before a seam runs."""
 
 
 def _ask(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -302,8 +285,6 @@ def _zoom(
 ) -> None:
     """Compute parts of the maps of chosen heads again, in blocks, at finer scales."""
     wanted = [head for where, head in chosen if where == place]
-    if not wanted or place not in coarse:
-        return
     picture = coarse[place]
     step = max(1, _BLOCK // (picture.keys * (len(picture.heads) if _has_own(args, kwargs) else 1)))
     made: list[Window] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headwise.contracts import Mask, Scored, Seen, Statistics
 from headwise.errors import InputError
-from headwise.heads.gates import seams_of
+from headwise.heads.gates import hooked, seams_of
 from headwise.heads.table import HeadTable, Seam
 from headwise.heads.tokens import Tokens, shares
 from headwise.modules import Attend
@@ -102,13 +102,8 @@ def observe(model: nn.Module, statistics: Statistics = _USUAL) -> Iterator[Obser
     """
     seams = seams_of(model)
     observer = Observer(seams)
-    with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for place, seam in seams.items():
-            before = seam.register_forward_pre_hook(partial(_ask, statistics), with_kwargs=True)
-            stack.callback(before.remove)
-            after = seam.register_forward_hook(partial(_hear, observer, place), with_kwargs=True)
-            stack.callback(after.remove)
+    hear = {place: partial(_hear, observer, place) for place in seams}
+    with hooked(model, hear, partial(_ask, statistics)):
         yield observer
 
 

@@ -56,6 +56,14 @@ class Seam:
             examples={name: self.examples[name] + other.examples[name] for name in self.examples if name in both},
         )
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one row a head, as `HeadTable.rows` does."""
+        means = {name: scored.mean.tolist() for name, scored in self.scored.items() if name != "map"}
+        counts = self.scored["lse"].count.tolist()
+        for i, head in enumerate(self.heads):
+            figures = {name: values[i] for name, values in means.items()}
+            yield {"layer": self.layer, "kind": self.kind, "head": head, "queries": counts[i], **figures}
+
     def spread(self, name: str) -> list[float]:
         """Give the standard deviation of each head's statistic over the examples."""
         mean_2H = self.examples[name].mean
@@ -82,11 +90,7 @@ class HeadTable:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one row a head: layer, kind, head, queries counted, and the mean of each statistic."""
         for seam in self.seams:
-            means = {name: scored.mean.tolist() for name, scored in seam.scored.items() if name != "map"}
-            counts = seam.scored["lse"].count.tolist()
-            for i, head in enumerate(seam.heads):
-                figures = {name: values[i] for name, values in means.items()}
-                yield {"layer": seam.layer, "kind": seam.kind, "head": head, "queries": counts[i], **figures}
+            yield from seam.rows()
 
     def full_rows(self) -> Iterator[dict[str, Any]]:
         """Yield each row with its place, the mean length of a text, the spread of each statistic, and a role.
@@ -94,11 +98,10 @@ class HeadTable:
         The spread is the standard deviation of the examples' own means, under `entropy_spread` and the like. An example
         is a sample of a call; `headwise.heads.guess` tells the rules of the roles, and `evidence` the figures.
         """
-        rows = self.rows()
         for seam in self.seams:
             spreads = {f"{name}_spread": seam.spread(name) for name in seam.examples}
             counts = seam.examples["lse"].count.tolist() if "lse" in seam.examples else None
-            for i, (_, row) in enumerate(zip(seam.heads, rows, strict=False)):  # heads first: they end before the rows
+            for i, row in enumerate(seam.rows()):
                 length = row["queries"] / max(1, counts[i]) if counts else 0.0
                 told = {"place": seam.place, **row, "length": length}
                 role = guess(told)
@@ -146,9 +149,11 @@ class HeadTable:
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        rows = list(self.rows())
+        """Set the rows out in columns; where layers of several parts share their numbers, by their paths."""
+        rows = [{"place": seam.place, **row} for seam in self.seams for row in seam.rows()]
         named = dict.fromkeys(name for row in rows for name in row)
-        hidden = {"queries", "lse", *(("kind",) if len({row["kind"] for row in rows}) < 2 else ())}
+        several = len({seam.layer for seam in self.seams}) < len(self.seams)
+        hidden = {"queries", "lse", "kind", *(("layer",) if several else ("place",))}
         names = [name for name in named if name not in hidden]
         return _columns(names, [[_cell(row.get(name, "-")) for name in names] for row in rows])
 

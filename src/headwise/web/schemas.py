@@ -30,8 +30,17 @@ __all__ = [
     "limited",
 ]
 
-_STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-_PLAIN: dict[str, Any] = {"use_attribute_docstrings": True}
+
+class _Told:
+    """Have pydantic describe fields by their docstrings."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"use_attribute_docstrings": True}
+
+
+class _Asked:
+    """Have pydantic refuse what is not known besides."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 class _Exact:
@@ -47,10 +56,8 @@ _Bool = Annotated[bool, _Exact]
 
 
 @dataclass(frozen=True)
-class HeadName:
+class HeadName(_Asked):
     """Name one head of a model."""
-
-    __pydantic_config__: ClassVar = _STRICT
 
     place: str
     """Path of its layer, as in /v1/models."""
@@ -59,10 +66,8 @@ class HeadName:
 
 
 @dataclass(frozen=True)
-class PredictRequest:
+class PredictRequest(_Asked):
     """Ask a model about texts."""
-
-    __pydantic_config__: ClassVar = _STRICT
 
     texts: list[str]
     """The texts."""
@@ -81,10 +86,8 @@ class PredictRequest:
 
 
 @dataclass(frozen=True)
-class ExplainRequest:
+class ExplainRequest(_Asked):
     """Ask how a model comes to its answer on a text."""
-
-    __pydantic_config__: ClassVar = _STRICT
 
     text: str
     """The text; what is beyond the tokens that the model reads is left out."""
@@ -95,10 +98,8 @@ class ExplainRequest:
 
 
 @dataclass(frozen=True)
-class ViewRequest:
+class ViewRequest(_Asked):
     """Ask what one head does on a text."""
-
-    __pydantic_config__: ClassVar = _STRICT
 
     text: str
     """The text; what is beyond the tokens that the model reads is left out."""
@@ -117,10 +118,8 @@ class ViewRequest:
 
 
 @dataclass(frozen=True)
-class Classified:
+class Classified(_Told):
     """Say what a classifier makes of a text."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     label: str
     """The likeliest class; where there may be several, those of at least one half."""
@@ -129,10 +128,8 @@ class Classified:
 
 
 @dataclass(frozen=True)
-class Link:
+class Link(_Told):
     """Join a run of characters of what was read to one of what was written."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     source: tuple[int, int]
     """Begin and end in the source."""
@@ -143,10 +140,8 @@ class Link:
 
 
 @dataclass(frozen=True)
-class WrittenText:
+class WrittenText(_Told):
     """Hold a text that was written."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     text: str
     """The text."""
@@ -155,10 +150,8 @@ class WrittenText:
 
 
 @dataclass(frozen=True)
-class Written:
+class Written(_Told):
     """Hold the texts that were written for one source, the best first."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     texts: list[WrittenText]
     """The texts."""
@@ -167,10 +160,8 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(_Told):
     """Answer a `PredictRequest`."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     model: str
     """Name of the model."""
@@ -181,10 +172,8 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Share:
+class Share(_Told):
     """Name a head, and how much of its weight fell on a word."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     place: str
     """Path of its layer."""
@@ -195,10 +184,8 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Word:
+class Word(_Told):
     """Say what a word, or a run of words, did for the answer."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     begin: int
     """Place of its first character, in Unicode code points."""
@@ -211,10 +198,8 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Explained:
+class Explained(_Told):
     """Answer an `ExplainRequest`."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     model: str
     """Name of the model."""
@@ -229,10 +214,8 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class KeyWeight:
+class KeyWeight(_Told):
     """Name a key, and the weight that it got."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     key: int
     """Place of the key."""
@@ -241,10 +224,8 @@ class KeyWeight:
 
 
 @dataclass(frozen=True)
-class Viewed:
+class Viewed(_Told):
     """Answer a `ViewRequest`."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     model: str
     """Name of the model."""
@@ -265,10 +246,8 @@ class Viewed:
 
 
 @dataclass(frozen=True)
-class Models:
+class Models(_Told):
     """List the models that are served."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     models: list[dict[str, Any]]
     """Name, task, layers with their heads, and most tokens of each; labels of classifiers."""
@@ -277,20 +256,16 @@ class Models:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(_Told):
     """Say what was wrong, and what to do about it."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     detail: str
     """The problem."""
 
 
 @dataclass(frozen=True)
-class State:
+class State(_Told):
     """Tell how the service is."""
-
-    __pydantic_config__: ClassVar = _PLAIN
 
     status: Literal["ok", "ready"]
     """ok where the process answers, ready where it takes requests."""
