@@ -97,7 +97,7 @@ def test_tour_writes_a_page_and_tells_the_steps(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["tour", "", "--model", "random"], "1 to 64 tokens; got 0"),
+        (["tour", "", "--model", "random"], "must have words; got an empty one"),
         (["tour", "word " * 65, "--model", "random"], "1 to 64 tokens; got 65"),
         (["tour", "a", "--page", "nowhere/tour.html"], "needs the folder nowhere"),
         (["tour", "a", "--model", "./none"], "a folder, minilm, or a name on the hub"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from headwise.heads import HeadTable
 from tests.cli.conftest import _cache, run, table  # noqa: F401, fixtures
+from tests.cli.test_pairs import numbers, translator, write_lines  # noqa: F401, fixture
 
 ONE = [sys.executable, "-m", "headwise"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headwise"]
@@ -45,3 +47,15 @@ def test_two_processes_observe_as_one(run, table, tmp_path):  # noqa: F811
     for mine, other in zip(one, two, strict=True):
         assert mine.pop("kind") == other.pop("kind")
         assert mine == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_align_as_one(translator, tmp_path):  # noqa: F811
+    found = []
+    for name, command in (("one", ONE), ("two", TWO)):
+        folder, links = tmp_path / name, tmp_path / f"{name}.txt"
+        shutil.copytree(translator, folder)
+        data = write_lines(folder, numbers(300))
+        told = printed(command, "align", folder, "--data", *data, "--output", links)
+        found.append((told, (folder / "aligner.json").read_text(), links.read_text()))
+    assert found[0] == found[1]

@@ -332,8 +332,8 @@ def test_a_tour_needs_no_model():
     assert walked.tokens == ("The", "animal", ",", "it", "was", "tired", ".")
     assert "random" in next(walked.lines())
     assert "learned nothing" in walked.to_html()
-    for sentence in ("", "word " * 65):
-        with pytest.raises(InputError, match="1 to 64 tokens"):
+    for sentence, told in (("", "must have words"), ("word " * 65, "1 to 64 tokens; got 65")):
+        with pytest.raises(InputError, match=told):
             tour(sentence, "random")
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from headwise import recipes
 from headwise.cli.heads import add_compare, add_prune, add_score, add_share
 from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
 from headwise.contracts import settings
-from headwise.contracts.files import write_whole
+from headwise.contracts.files import replacing
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
 from headwise.training import Runtime, start
 from headwise.web import ServeConfig, serve
@@ -278,9 +279,16 @@ def _predict(chosen: Any) -> None:
                 if runtime.first:
                     print(line, flush=True)
             return
-        contents = "".join(f"{line}\n" for line in lines).encode()
-        if runtime.first:
-            write_whole(chosen.output, contents)
+        _write_lines(lines, chosen.output, runtime)
+
+
+def _write_lines(lines: Iterable[str], path: Path, runtime: Runtime) -> None:
+    """Write lines as they come, whole or not at all; all processes compute them, the first one writes."""
+    if not runtime.first:
+        deque(lines, maxlen=0)
+        return
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _answers(run: recipes.Run, texts: Iterator[list[str]], runtime: Runtime) -> Iterator[Any]:
@@ -316,9 +324,7 @@ def _align(chosen: Any) -> None:
         if chosen.output is None:
             return
         links = recipes.align_pairs(run, aligner, source(chosen.data), runtime, split=chosen.split)
-        contents = "".join(f"{each}\n" for each in links).encode()
-        if runtime.first:
-            write_whole(chosen.output, contents)
+        _write_lines(map(str, links), chosen.output, runtime)
 
 
 def _observe(chosen: Any) -> None:

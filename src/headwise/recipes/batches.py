@@ -19,7 +19,7 @@ from headwise.training.sampler import Sampler
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TOKENS", "all_logits", "batches_of_pass", "checked_texts", "in_batches", "in_order", "spread"]
+__all__ = ["TOKENS", "all_logits", "batches_of_pass", "checked_texts", "cut_rows", "in_batches", "in_order", "spread"]
 
 TOKENS = 8192
 """Padded tokens of a batch in evaluation."""
@@ -36,15 +36,20 @@ def batches_of_pass(examples: Examples[Any], training: TrainingConfig) -> int:
 
 def in_batches(examples: Examples[_Some], runtime: Runtime, *, told: str = "", tokens: int = TOKENS) -> Iterator[_Some]:
     """Yield this process's share of the batches, the longest texts first, with a bar on a terminal where `told`."""
-    cuts = runtime.share(_cuts(examples.length_N, tokens))
+    cuts = runtime.share(cut_rows(examples.length_N, tokens))
     with progress(told, len(cuts), unit=" batches", quiet=not (told and runtime.first)) as moved:
         for rows in cuts:
             yield examples.batch(rows.tolist()).to(runtime.device)
             moved(1)
 
 
-def _cuts(length_N: NDArray[Any], tokens: int) -> list[NDArray[Any]]:
-    """Cut the rows, sorted by length, into batches of at most about so many padded tokens."""
+def cut_rows(length_N: NDArray[Any], tokens: int = TOKENS) -> list[NDArray[Any]]:
+    """Cut the rows, the longest first, into batches of at most about so many padded tokens.
+
+    Example:
+        >>> [rows.tolist() for rows in cut_rows(np.array([2, 9, 3, 4]), 9)]
+        [[1], [3, 2], [0]]
+    """
     if length_N.ndim == 2:
         length_N = length_N.sum(1)
     order_N = np.argsort(-length_N.astype(np.int64), kind="stable")

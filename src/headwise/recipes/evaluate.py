@@ -14,7 +14,7 @@ from headwise.contracts import Batch, Examples
 from headwise.heads import HeadTable, Tokens, observe
 from headwise.recipes import rewrite
 from headwise.recipes.aligning import WordLinks, align_texts, translator
-from headwise.recipes.batches import in_batches
+from headwise.recipes.batches import cut_rows, in_batches
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
 from headwise.tasks.align import Aligner, Lexicon, find_heads
@@ -73,6 +73,8 @@ def line(run: Run, answer: Any, *, as_json: bool = False) -> str:
 def find_aligner(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Aligner:
     """Find the heads of a translator that align, without gold: by how far they agree with IBM-1 on these pairs.
 
+    Each process looks at all of the pairs, so that all find the same heads.
+
     Args:
         run: a run on pairs.
         source: its training data.
@@ -84,9 +86,10 @@ def find_aligner(run: Run, source: Source, runtime: Runtime, *, split: str | Non
     """
     model, quiet = translator(run).to(runtime.device).eval(), not runtime.first
     held = kind_of(run.config).examples(run, source, split=split or ALL, quiet=quiet)
-    lexicon = Lexicon(in_batches(held, runtime, told="words"))
-    batches = list(in_batches(held, runtime))
-    return find_heads(model, batches[len(batches) // 4 :][:_SHOWN], lexicon)
+    cuts = cut_rows(held.length_N)
+    lexicon = Lexicon(held.batch(rows.tolist()) for rows in cuts)
+    shown = cuts[len(cuts) // 4 :][:_SHOWN]
+    return find_heads(model, [held.batch(rows.tolist()).to(runtime.device) for rows in shown], lexicon)
 
 
 def align_pairs(
@@ -108,14 +111,14 @@ def look(run: Run, source: Source, runtime: Runtime, *, split: str | None = None
 
 def _tables(run: Run, examples: Examples[Any], runtime: Runtime) -> Iterator[HeadTable]:
     """Yield this process's table, unless it has no share of the texts."""
-    batches: list[Any] = list(in_batches(examples, runtime, told="observe"))
-    if batches:
-        separators, rare = _marked(run, examples)
-        with torch.inference_mode(), runtime.autocast(), observe(run.model) as observer:
-            for batch in batches:
-                if isinstance(batch, Batch):
-                    observer.reading(Tokens(batch.tokens_BT, separators, rare))
-                kind_of(run.config).forward(run.model, batch)
+    batch: Any = None
+    separators, rare = _marked(run, examples)
+    with torch.inference_mode(), runtime.autocast(), observe(run.model) as observer:
+        for batch in in_batches(examples, runtime, told="observe"):
+            if isinstance(batch, Batch):
+                observer.reading(Tokens(batch.tokens_BT, separators, rare))
+            kind_of(run.config).forward(run.model, batch)
+    if batch is not None:
         yield observer.table()
 
 

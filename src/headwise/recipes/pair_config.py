@@ -48,10 +48,6 @@ class PairConfig:
         if self.sample == 0 and self.training.keep_best not in ("", "loss"):
             yield f"`sample` must not be 0 where {self.training.keep_best} keeps the best; got 0. 200 is usual."
 
-    @property
-    def pretrained(self) -> None:
-        """Name no pretrained model: a run on pairs begins from none."""
-
 
 def pair_defaults(given: Mapping[str, Any], size: str | None) -> dict[str, Any]:
     """Give the settings that a run on pairs has unless told otherwise.

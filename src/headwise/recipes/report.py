@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from headwise.contracts import Batch, Examples, PairBatch
 from headwise.heads import Drawing, HeadTable, Report, draw, sharpness
 from headwise.models import Seq2Seq
-from headwise.recipes.batches import TOKENS
+from headwise.recipes.batches import cut_rows
 from headwise.recipes.evaluate import look
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.pair_config import PairConfig
@@ -68,28 +68,15 @@ def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 def _sharpest_rows(run: Run, examples: Examples[Any], count: int, runtime: Runtime) -> list[int]:
     """Name the rows on which most heads look most at one word, on average."""
     best: dict[tuple[str, int], tuple[float, int]] = {}
-    for rows in _cuts(examples) if count else ():
-        batch = examples.batch(rows).to(runtime.device)
+    for rows in cut_rows(examples.length_N[:_LOOKED_AT]) if count else ():
+        batch = examples.batch(rows.tolist()).to(runtime.device)
         with sharpness(run.model.eval()) as sharp_of:
             kind_of(run.config).forward(run.model, batch)
         for place, sharp_BH in sharp_of.items():
             for head, (sharp, at) in enumerate(zip(*(each.tolist() for each in sharp_BH.max(0)), strict=True)):
-                best[place, head] = max(best.get((place, head), (-1.0, 0)), (sharp, rows[at]))
+                best[place, head] = max(best.get((place, head), (-1.0, 0)), (sharp, int(rows[at])))
     votes = Counter(row for _, row in best.values())
     return [row for row, _ in votes.most_common(count)]
-
-
-def _cuts(examples: Examples[Any]) -> Iterator[list[int]]:
-    """Cut the first texts into batches as they come, so that rows keep their numbers."""
-    size_N = examples.length_N if examples.length_N.ndim == 1 else examples.length_N.max(1)
-    rows: list[int] = []
-    for row in range(min(_LOOKED_AT, len(size_N))):
-        if rows and max(int(size_N[rows].max()), int(size_N[row])) * (len(rows) + 1) > TOKENS:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
 
 
 def _drawn(run: Run, examples: Examples[Any], row: int, runtime: Runtime) -> Drawing:
@@ -111,8 +98,7 @@ def _drawn_pair(run: Run, batch: PairBatch) -> Drawing:
     assert isinstance(model, Seq2Seq), "it reads pairs"
     assert isinstance(config, PairConfig), "it was trained on pairs"
     ends = model.config
-    suppress = (*config.decoding.suppress, ends.pad, ends.begin, run.tokenizer.unknown_id)
-    decoding = replace(config.decoding, n_best=1, suppress=suppress)
+    decoding = run.writing(replace(config.decoding, n_best=1))
     source = batch.source_BK, batch.source_length_B
     ((best, *_),) = decode([model], *source, decoding, begin=ends.begin, end=ends.end)
     target_BT = torch.tensor([[ends.begin, *best.ids]], device=batch.source_BK.device)

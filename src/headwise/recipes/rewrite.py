@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from headwise.contracts import PairBatch, Scored
 from headwise.errors import ConfigError
-from headwise.models import Seq2Seq, Seq2SeqConfig
+from headwise.models import Seq2Seq, Seq2SeqConfig, for_inference
 from headwise.recipes.aligning import WordLinks, align_texts
 from headwise.recipes.batches import batches_of_pass, checked_texts, in_batches, in_order, spread
 from headwise.recipes.beginnings import Freeze, put, vectors_of
@@ -165,23 +166,26 @@ def _validate(planned: Plan, runtime: Runtime, model: nn.Module) -> dict[str, fl
         first = held.select(torch.arange(len(some)).numpy())
         greedy = Decoding(max_length=config.decoding.max_length, max_ratio=config.decoding.max_ratio)
         run = Run(config, model, prepared.tokenizer)
-        texts = [best[0].text for best in _write(run, first, runtime, greedy)]
+        texts = [best[0].text for best in _write(run, first, runtime, greedy, packed=False)]
         references = list(chain.from_iterable(prepared.table.texts("target", some)))
         figures |= _TASKS[config.task].score(texts, references, config.data)
     return figures
 
 
-def _write(run: Run, held: PairExamples, runtime: Runtime, decoding: Decoding, told: str = "") -> list[list[Written]]:
-    """Write texts for every source, in their order."""
+def _write(
+    run: Run, held: PairExamples, runtime: Runtime, decoding: Decoding, *, packed: bool, told: str = ""
+) -> list[list[Written]]:
+    """Write texts for every source, in their order; a model whose weights stay as they are is packed on a CPU."""
     model, tokenizer = _model(run).to(runtime.device).eval(), run.tokenizer
+    packed = packed and runtime.device.type == "cpu"
+    writer = for_inference(model, dtype=runtime.dtype) if packed else model
     config = model.config
-    unwanted = config.pad, config.begin, tokenizer.unknown_id
-    decoding = replace(decoding, suppress=(*decoding.suppress, *unwanted))
+    decoding = run.writing(decoding)
     found: list[tuple[Tensor, list[list[Written]]]] = []
-    with torch.inference_mode(), runtime.autocast():
+    with torch.inference_mode(), nullcontext() if packed else runtime.autocast():
         for batch in in_batches(held, runtime, told=told):
             lists = decode(
-                [model],
+                [writer],
                 batch.source_BK,
                 batch.source_length_B,
                 decoding,
@@ -245,7 +249,8 @@ def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = No
     rows = _rows(table, split)
     held = encode_pairs(table, run.tokenizer, config.data, quiet=quiet)
     _tell_cut(held, config)
-    texts = [best[0].text for best in _write(run, held.select(rows), runtime, config.decoding, told="evaluate")]
+    written = _write(run, held.select(rows), runtime, config.decoding, packed=True, told="evaluate")
+    texts = [best[0].text for best in written]
     sources, references = (list(chain.from_iterable(table.texts(role, rows))) for role in ("source", "target"))
     return {**_TASKS[config.task].report(texts, references, sources, config.data), "count": len(texts)}
 
@@ -282,7 +287,7 @@ def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[list
         _log.warning("%d texts were longer than data.max_source, %d, and lost their end", found.cut, data.max_source)
     model = _model(run)
     held = PairExamples(Tokens.of(found), None, model.config.begin, model.config.end)
-    written = _write(run, held, runtime, _config(run).decoding) if full else []
+    written = _write(run, held, runtime, _config(run).decoding, packed=True) if full else []
     if run.aligner is not None:
         written = _linked(run, run.aligner, full, written, runtime)
     answers = iter(written)

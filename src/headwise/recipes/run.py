@@ -18,6 +18,7 @@ from headwise.errors import InputError
 from headwise.models import Classifier, Seq2Seq, load, save
 from headwise.recipes.config import AnyConfig, RunConfig, read_run, written_run
 from headwise.tasks.align import Aligner
+from headwise.tasks.decoding import Decoding
 from headwise.tasks.labels import Labels
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
@@ -39,6 +40,13 @@ class Run:
     """What cuts its texts into tokens."""
     aligner: Aligner | None = None
     """Which heads link what is written with what is read; none where no links are wanted."""
+
+    def writing(self, decoding: Decoding) -> Decoding:
+        """Keep a decoding from tokens that are no text: padding, the begin token, and what stands for the unknown."""
+        assert isinstance(self.model, Seq2Seq), "only models that write are asked"
+        ends = self.model.config
+        silent = {ends.pad, ends.begin, self.tokenizer.unknown_id} - {ends.end}  # begin and end may be one token
+        return replace(decoding, suppress=(*decoding.suppress, *sorted(silent)))
 
     @property
     def labels(self) -> Labels:

@@ -119,8 +119,10 @@ def tour(sentence: str, model: str = "auto") -> Tour:
     Raises:
         InputError: for an empty or long sentence, or a model that cannot be read.
     """
+    if not sentence.strip():
+        raise InputError("a sentence must have words; got an empty one. Take another.")
     told, encoder, tokens, ids = _opened(sentence, model)
-    if not 1 <= len(ids) <= _MOST or not sentence.strip():
+    if len(ids) > _MOST:
         raise InputError(f"a sentence must have 1 to {_MOST} tokens; got {len(ids)}. Take another.")
     return walk(told, encoder, tokens, ids)
 

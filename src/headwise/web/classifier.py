@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from headwise.contracts.layout import HeadId
 from headwise.errors import InputError
 from headwise.heads import HeadTable, observe
 from headwise.recipes import Run, RunConfig
+from headwise.recipes.batches import cut_rows
 from headwise.training import Runtime
 from headwise.web.looking import check_head, head_links, hearing, layers_of, strongest, switched, table_of, tile_of
 from headwise.web.words import Piece, pieces
@@ -40,23 +42,13 @@ class _Answer:
 
     def compute(self, payloads: Sequence[_Rows], stopped: Stopped) -> list[Tensor]:
         rows = [(ids, rows.off) for rows in payloads for ids in rows.ids_N]
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         logits_NC = torch.empty(len(rows), len(self.served.run.labels.names))
-        for cut in _cuts([len(rows[i][0]) for i in order], self.served.batch_tokens):
+        for cut in cut_rows(np.array([len(ids) for ids, _ in rows]), self.served.batch_tokens):
             if stopped():
                 raise StoppedError
-            chosen = order[cut]
+            chosen = cut.tolist()
             logits_NC[chosen] = self.served.logits([rows[i][0] for i in chosen], [rows[i][1] for i in chosen])
         return list(logits_NC.split([len(rows.ids_N) for rows in payloads]))
-
-
-def _cuts(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
-    """Cut sequences, the longest first, into batches of at most so many padded tokens."""
-    at = 0
-    while at < len(lengths):
-        count = max(1, tokens // lengths[at])
-        yield slice(at, at + count)
-        at += count
 
 
 @dataclass(frozen=True)

@@ -223,12 +223,11 @@ class ServedWriter:
         return Work(group, _Source(ids, without), 1 + len(without), len(ids))
 
     def _decoding(self, writing: Writing) -> Decoding:
-        own, config = self._config.decoding, self._model.config
+        own = self._config.decoding
         beams = writing.beams or max(own.beams, writing.n_best)
         if writing.n_best > beams:
             raise InputError(f"`n_best` must be at most `beams`; got {writing.n_best} of {beams}. Raise `beams`.")
-        suppress = (*own.suppress, config.pad, config.begin, self.run.tokenizer.unknown_id)
-        return replace(own, method="beam", beams=beams, n_best=writing.n_best, suppress=suppress)
+        return self.run.writing(replace(own, method="beam", beams=beams, n_best=writing.n_best))
 
     def _answer(self, found: Sequence[Hypothesis]) -> dict[str, Any]:
         return {"texts": [{"text": self.run.tokenizer.decode(each.ids), "score": each.score} for each in found]}
