@@ -1,5 +1,6 @@
 """The native kernel is there and chosen, and right on every instruction set, in forks and in threads."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -10,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise import Alibi, Dropout, Mask, Statistics, attend, explain
+from headwise import Alibi, Dropout, Mask, RelativeBias, Statistics, attend, explain
 from headwise.errors import BackendError
-from headwise.kernels import native
+from headwise.kernels import fused, native
 
 EVERYTHING = Statistics(
     entropy=True, peak=True, position=True, distance=True, sink=2, diagonal=True, previous=True, next=True, local=3,
@@ -24,7 +25,7 @@ SLACK = {torch.float32: 4e-6, torch.bfloat16: 2e-2}
 def isas() -> list[str]:
     """List the instruction sets of this machine."""
     found = []
-    for isa in ("avx512_bf16", "avx512", "avx2", "portable"):
+    for isa in ("amx", "avx512_bf16", "avx512", "avx2", "portable"):
         try:
             native.LIBRARY.choose(isa)
             found.append(isa)
@@ -89,10 +90,14 @@ def solve(x: list[Tensor], backend: str, *, asked: Statistics = EVERYTHING, **se
     output, seen = attend(*x, statistics=asked, backend=backend, **settings)
     live = seen.live_BHQ
     loss = (output.double() * torch.linspace(-1, 1, output.shape[-1]).double()).sum()
-    loss = loss + torch.where(live, seen.lse_BHQ, 0).sum() + seen.entropy_BHQ.sum()
-    gradients = torch.autograd.grad(loss, x)
+    loss = loss + torch.where(live, seen.lse_BHQ, 0).sum() + (seen.entropy_BHQ.sum() if asked.entropy else 0)
+    bias = settings.get("bias")
+    added = getattr(bias, "slopes_H", getattr(bias, "table_NH", bias))
+    leaves = dict(zip(("query", "key", "value"), x, strict=True)) | {"bias": added}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
     found = {name: value for name, value in vars(seen).items() if value is not None}
-    return found | {"output": output.detach(), **dict(zip(("query", "key", "value"), gradients, strict=True))}
+    return found | {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
 def check(x: list[Tensor], slack: float, **settings: object) -> None:
@@ -143,6 +148,107 @@ def test_random_calls_equal_the_reference(isa, dtype):
         check(x, SLACK[dtype], mask=mask, bias=bias, dropout=dropout, scale=scale)
 
 
+def biases(generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, ...]) -> list[object]:
+    """Give every kind of bias that learns: tensors that share any of their axes, slopes, and tables, short and long."""
+    samples, heads, _, queries, keys, _, _ = sizes
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    made = []
+    for shared in itertools.product((False, True), repeat=4):
+        bias = numbers(*(1 if one else n for one, n in zip(shared, (samples, heads, queries, keys), strict=True)))
+        made.append(bias.masked_fill_(torch.rand(bias.shape, generator=generator) < 0.1, -math.inf).requires_grad_())
+    tables = [RelativeBias(numbers(n, heads).requires_grad_(), both, far) for n, both, far in TABLES]
+    return [*made, Alibi((numbers(heads).abs() / 20).requires_grad_()), *tables]
+
+
+TABLES = (8, True, 5), (32, False, 128)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Let no other backend help out."""
+    monkeypatch.delattr(fused, "backward")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("dtype", SLACK, ids=str)
+def test_gradients_of_biases_equal_the_reference(isa, dtype):
+    generator = torch.Generator().manual_seed(6)
+    sizes = 2, 4, 2, 37, 101, 17, 8
+    lengths = torch.tensor([101, 60])
+    masks = [None, Mask.causal(), Mask.lengths(lengths, key_start=101 - lengths) & Mask.window(9, 3)]
+    for turn, bias in enumerate(biases(generator, dtype, sizes)):
+        x = tensors(generator, dtype, *sizes)
+        dropout = Dropout(0.3, turn) if turn % 4 == 1 else 0.0
+        asked = Statistics(entropy=dtype == torch.bfloat16, received=True)
+        check(x, SLACK[dtype], mask=masks[turn % 3], bias=bias, dropout=dropout, asked=asked)
+
+
+@pytest.mark.usefixtures("alone")
+def test_gradients_of_biases_are_the_same_again(threads):
+    generator = torch.Generator().manual_seed(7)
+    sizes = 3, 2, 1, 150, 71, 8, 8
+    for bias in biases(generator, torch.float32, sizes):
+        x = tensors(generator, torch.float32, *sizes)
+        check(x, 4e-6, bias=bias, asked=Statistics())
+        first, again = (solve(x, "native", bias=bias, asked=Statistics()) for _ in range(2))
+        assert torch.equal(first["bias"], again["bias"])
+
+
+@pytest.mark.usefixtures("alone")
+def test_thousands_of_scores_meet_in_one_number_of_a_bias():
+    generator = torch.Generator().manual_seed(8)
+    x = tensors(generator, torch.float32, 4, 4, 4, 1500, 67, 4, 4)
+    for bias in (torch.zeros(1, 1, 1, 67), RelativeBias(torch.zeros(8, 4), True, 5), Alibi(torch.zeros(4))):
+        leaf = getattr(bias, "slopes_H", getattr(bias, "table_NH", bias))
+        leaf.requires_grad_()
+        right = solve([y.detach().double() for y in x], "reference", asked=Statistics(), bias=bias)["bias"]
+        found = solve(x, "native", asked=Statistics(), bias=bias)["bias"]
+        assert (found - right).abs().max() <= 2e-7 * right.abs().max()
+
+
+def test_learning_a_bias_is_no_reason_for_another_backend():
+    x = torch.randn(3, 1, 2, 5, 8).bfloat16().unbind()
+    for bias in biases(torch.Generator().manual_seed(9), torch.bfloat16, (1, 2, 2, 5, 5, 8, 8)):
+        told = explain(*x, bias=bias)
+        assert told.backend == "native"
+        assert "fused" not in str(told.how)
+
+
+@pytest.mark.parametrize("keys", [7, 33, 128, 509, 513])
+@pytest.mark.parametrize("dtype", SLACK, ids=str)
+def test_short_and_long_ways_give_the_same_bits(isa, dtype, keys):
+    x = [y.detach() for y in tensors(torch.Generator().manual_seed(5), dtype, 2, 6, 3, 71, keys, 24, 40)]
+    masks = [
+        None,
+        Mask.causal(),
+        Mask.window(9, 2),
+        Mask.lengths(torch.tensor([keys, keys // 2]), key_start=torch.tensor([0, keys // 3])),
+        Mask.lengths(torch.tensor([0, keys])) & Mask.causal(),
+    ]
+    for mask in masks:
+        short, seen = attend(*x, mask, backend="native"), attend(*x, mask, statistics=EVERYTHING, backend="native")
+        assert torch.equal(short, seen[0])
+        again = attend(*x, mask, statistics=Statistics(entropy=True), backend="native")
+        assert torch.equal(again[1].lse_BHQ, seen[1].lse_BHQ)
+
+
+def test_a_value_that_is_not_finite_reaches_who_weighs_it(isa):
+    x = torch.randn(3, 1, 2, 40, 16).unbind()
+    x[2][0, 1, 7, 5] = math.inf
+    output = attend(*x, Mask.causal(), backend="native")
+    assert output[0, 0].isfinite().all()
+    assert output[0, 1].isnan().all(-1).tolist() == [i >= 7 for i in range(40)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_rows_at_any_distance_are_read(steps):
+    x = torch.randn(3, 2, 2, 39, 16 * steps + 1).to(torch.bfloat16)[..., 1 : 1 + 16 * steps : steps].unbind()
+    check([y.clone().requires_grad_() if steps > 1 else y.detach().requires_grad_() for y in x], 2e-2)
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 1, 300, 300, 16, 16), (1, 1, 1, 777, 130, 64, 64), (3, 4, 4, 33, 65, 8, 24)])
 def test_threads_change_nothing_that_matters(threads, sizes):
     x = tensors(torch.Generator().manual_seed(2), torch.float32, *sizes)
@@ -158,6 +264,16 @@ def test_several_python_threads_compute_at_once():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: attend(*x, Mask.causal(), backend="native"), range(32)))
     assert all(torch.equal(alone, other) for other in found)
+
+
+def test_the_tiles_of_another_library_stay_as_they_were(isa):
+    """AMX keeps one set of shapes a thread, and PyTorch's own products of bfloat16 count on theirs."""
+    x = [y.detach() for y in tensors(torch.Generator().manual_seed(5), torch.bfloat16, 1, 2, 2, 70, 70, 24, 24)]
+    left, right = torch.randn(2, 90, 90, generator=torch.Generator().manual_seed(6)).bfloat16()
+    product, output = left @ right, attend(*x, backend="native")
+    for _ in range(3):
+        assert torch.equal(left @ right, product)
+        assert torch.equal(attend(*x, backend="native"), output)
 
 
 FORK = """

@@ -8,20 +8,16 @@ A backend is a module with a `NAME`, `refusal(problem, asked)`, which gives the 
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from headwise.contracts.files import cache_folder
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
-from headwise.errors import BackendError, ConfigError
+from headwise.errors import BackendError
 from headwise.kernels import fused, native, reference, tritonic
 from headwise.kernels.fused import Gradients
+from headwise.kernels.rule import kind_of, measured
 
 __all__ = [
     "BACKENDS",
@@ -29,11 +25,8 @@ __all__ = [
     "Backend",
     "Kernel",
     "choose",
-    "kind_of",
-    "measured",
     "named",
     "preferred",
-    "rule_file",
 ]
 
 
@@ -106,30 +99,3 @@ def preferred(problem: Problem, asked: Statistics, *, training: bool = False) ->
         return list(KERNELS.values()), "comes first"
     others = [kernel for name, kernel in KERNELS.items() if name != first]
     return [KERNELS[first], *others], "was measured faster here by `headwise tune`"
-
-
-def kind_of(dtype: torch.dtype, training: bool) -> str:
-    """Name a kind of call in the rule: its type, and whether a gradient follows."""
-    return f"{str(dtype).removeprefix('torch.')}, {'training' if training else 'forward'}"
-
-
-def rule_file() -> Path:
-    """Name the file of the rule, which holds for one version of PyTorch and one instruction set."""
-    return cache_folder() / "choice" / f"torch-{torch.__version__}-{native.LIBRARY.isa or 'none'}.json"
-
-
-@cache
-def measured() -> dict[str, dict[int, str]]:
-    """Read which backend was the fastest, by kind of call and least number of keys; nothing where nobody measured."""
-    path = rule_file()
-    if not path.exists():
-        return {}
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        rule = {kind: {int(keys): KERNELS[name].NAME for keys, name in rows.items()} for kind, rows in held.items()}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"`{path}` must be what `headwise tune` wrote; got {told}. Delete it, or tune again."
-        ) from None
-    return rule

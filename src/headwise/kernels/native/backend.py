@@ -42,10 +42,11 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
 
 def describe(problem: Problem) -> str:
     """Say how it computes a call."""
-    biases = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
-    learned = any(bias is not None and bias.requires_grad for bias in biases)
-    why = "for the gradient of the bias" if learned else f"should a float32 log-sum-exp exceed {_LARGEST_LSE:.0f}"
-    told = "" if problem.query_BHQD.dtype != torch.float32 and not learned else f"; the backward pass of fused {why}"
+    added = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
+    learned = any(tensor is not None and tensor.requires_grad for tensor in added)
+    also = ", or where the entropy carries a gradient" if learned else ""
+    coarse = f"; the backward pass of fused should a float32 log-sum-exp exceed 32{also}"
+    told = coarse if problem.query_BHQD.dtype == torch.float32 else ""
     return f"one pass in the native kernel for {LIBRARY.isa}{told}"
 
 
@@ -72,10 +73,11 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 def backward(
     problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
 ) -> dict[str, Tensor]:
-    """Compute the gradients; by the fused backend where a bias needs one, or where weights would lose digits."""
+    """Compute the gradients; by the fused backend where digits would be lost."""
     if problem.empty:
         return blocks.gradient_room(problem, needs)
-    if any(needs) or _coarse(saved[1], problem.query_BHQD.dtype):
+    # The rounding of entropy and log-sum-exp is a common error of a row's slopes; a number of a bias may add it up.
+    if any(needs) and given.entropy_BHQ is not None and problem.query_BHQD.dtype == torch.float32:
         return fused.backward(problem, given, saved, needs)
     record, held = _record(problem)
     output_BHQE, lse_BHQ, entropy_BHQ = saved
@@ -87,23 +89,12 @@ def backward(
     if given.entropy_BHQ is not None and entropy_BHQ is not None:
         held.append(_flat(record, "entropy", entropy_BHQ, torch.float32))
         held.append(_flat(record, "entropy_grad", given.entropy_BHQ, torch.float32))
-    found = {}
+    found = _put_learned(record, problem, needs)
     for name in ("query", "key", "value"):
         field = f"{name}_{'BHQD' if name == 'query' else 'BGKD' if name == 'key' else 'BGKE'}"
         found[field] = _like(getattr(problem, field))
         _view(record, f"{name}_grad", found[field])
-    LIBRARY.backward(record)
-    return found
-
-
-_LARGEST_LSE = 32.0
-"""Beyond it the rounding of a float32 log-sum-exp shows in its row's weights; `fused` sums each row anew."""
-
-
-def _coarse(lse_BHQ: Tensor, dtype: torch.dtype) -> bool:
-    if dtype != torch.float32:
-        return False
-    return bool(lse_BHQ.nan_to_num(neginf=0.0).abs().amax() > _LARGEST_LSE)
+    return found if LIBRARY.backward(record) else fused.backward(problem, given, saved, needs)
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -156,6 +147,24 @@ def _spread(record: list[int | float], name: str, tensor: Tensor) -> None:
     steps = (0 if n == 1 else step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     at = FIELDS[name]
     record[at : at + 5] = tensor.data_ptr(), *steps
+
+
+def _put_learned(record: list[int | float], problem: Problem, needs: tuple[bool, ...]) -> dict[str, Tensor]:
+    """Make room for the gradients of what is added: float64 where thousands of scores may meet in one number."""
+    room = {}
+    batch, heads, _, queries, keys, _, _ = problem.sizes
+    for name, needed in zip(("bias_BHQK", "slopes_H", "relative_HN"), needs, strict=True):
+        if not needed:
+            continue
+        shape = getattr(problem, name).shape
+        meets = shape != (batch, heads, queries, keys)
+        room[name] = torch.zeros(shape, dtype=torch.float64 if meets else torch.float32)
+        if name == "bias_BHQK":
+            _spread(record, "bias_grad", room[name])
+            record[FIELDS["bias_grad_wide"]] = meets
+        else:
+            record[FIELDS[f"{name.rpartition('_')[0]}_grad"]] = room[name].data_ptr()
+    return room
 
 
 _FAR = 1 << 40

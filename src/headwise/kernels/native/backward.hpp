@@ -1,21 +1,20 @@
-// Gradients of query, key and value, one block of keys after the other. The weights are computed again, transposed:
-// keys are rows and queries columns, so that what a block of keys collects stays with it.
+// Gradients of query, key, value and what is added, one block of keys after the other. The weights are computed again,
+// transposed: keys are rows and queries columns, so that what a block of keys collects stays with it.
 #pragma once
 
-#include "packed.hpp"
+#include "added.hpp"
 #include "threads.hpp"
 
 namespace headwise::HEADWISE_ISA {
 namespace {
 
-constexpr int BLOCK_COLUMNS = 256;
-constexpr int MOST_BLOCK_KEYS = 66;
 constexpr int64_t CHUNK_COLUMNS = 4096;  // columns of the heads that are packed at once, unless one head has more
 
 // What one thread needs for itself.
 struct Strips {
     float *scores, *slopes, *across, *added, *added_row, *key_grad, *value_grad, *query_grad;
     uint16_t* words;
+    Collected collected;
 };
 
 template <class M>
@@ -27,31 +26,35 @@ public:
           share(call.heads / call.groups),
           chunk(larger<int64_t>(1, smaller<int64_t>(share, CHUNK_COLUMNS / call.queries))),
           most_columns(up(chunk * call.queries, PANEL)), factor(static_cast<float>(call.scale / LN_2)),
-          adding(adds(call, plan)) {
-        const int64_t blocks = (call.keys + MOST_BLOCK_KEYS - 1) / MOST_BLOCK_KEYS;
+          adding(adds(call, plan)), learned(call), order(learned.order()),
+          apart(plan.threads == 1 || order.tasks % plan.threads == 0 || order.tasks >= 4 * plan.threads) {
+        int64_t blocks = (call.keys + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        // Units that share a bias leave no other work to threads than blocks of keys.
+        if (learned.wanted && !apart) blocks = larger(blocks, smaller(plan.threads, call.keys));
         block_keys = up((call.keys + blocks - 1) / blocks, TILE_ROWS);
     }
 
     bool run(Reserve reserve) {
         const int64_t units = call.batch * call.groups, threads = plan.threads;
-        const bool apart = threads == 1 || units % threads == 0 || units >= 4 * threads;
         Room memory;
         lay_out(memory, apart ? threads : 1, threads);
         memory.at = static_cast<char*>(reserve(memory.used));
         if (!memory.at) return false;
         memory.used = 0;
         lay_out(memory, apart ? threads : 1, threads);
+        for (int64_t t = 0; t < threads; ++t) learned.begin(strips[t].collected);
         int64_t next = 0;
-        const int64_t step = larger<int64_t>(1, units / (threads * 16));
+        const int64_t step = larger<int64_t>(1, order.tasks / (threads * 16));
         on_threads(threads, [&](int64_t thread, int64_t team) {
             if (apart) {
-                for (int64_t a; (a = __atomic_fetch_add(&next, step, __ATOMIC_RELAXED)) < units;)
-                    for (int64_t u = a; u < smaller(units, a + step); ++u)
-                        differentiate(packed[thread], u, thread, 0, 1);
+                for (int64_t a; (a = __atomic_fetch_add(&next, step, __ATOMIC_RELAXED)) < order.tasks;)
+                    for (int64_t i = a * order.units; i < smaller(order.tasks, a + step) * order.units; ++i)
+                        differentiate(packed[thread], order.unit(i / order.units, i % order.units), thread, 0, 1);
             } else {
                 for (int64_t u = 0; u < units; ++u) differentiate(packed[0], u, 0, thread, team);
             }
         });
+        for (int64_t t = 0; t < threads; ++t) learned.finish(strips[t].collected);
         return true;
     }
 
@@ -63,6 +66,9 @@ private:
     const int64_t words, value_words, room, value_room, share, chunk, most_columns;
     const float factor;
     const bool adding;
+    const Added learned;
+    const Order order;
+    const bool apart;  // threads compute units of their own; else all compute each, by blocks of keys
     int64_t block_keys;
     Packed* packed = nullptr;
     Strips* strips = nullptr;
@@ -77,7 +83,7 @@ private:
     }
 
     void lay_out(Room& memory, Packed& p) const {
-        const int64_t keys = up(call.keys, 2), n = most_columns;
+        const int64_t keys = up(call.keys, larger(2, M::depth)), n = most_columns;
         p.key_words = memory.take<float>(keys * words);
         p.value_words = memory.take<float>(keys * value_words);
         p.key_rows = memory.take<float>(keys / M::step * room);
@@ -104,13 +110,14 @@ private:
     void lay_out(Room& memory, Strips& s) const {
         s.scores = memory.take<float>(TILE_ROWS * BLOCK_COLUMNS);
         s.slopes = memory.take<float>(TILE_ROWS * BLOCK_COLUMNS);
-        s.across = memory.take<float>(MOST_BLOCK_KEYS * BLOCK_COLUMNS);
-        s.added = memory.take<float>(adding ? MOST_BLOCK_KEYS * BLOCK_COLUMNS : 0);
-        s.added_row = memory.take<float>(MOST_BLOCK_KEYS);
-        s.key_grad = memory.take<float>(MOST_BLOCK_KEYS * room);
-        s.value_grad = memory.take<float>(MOST_BLOCK_KEYS * value_room);
+        s.across = memory.take<float>(BLOCK_ROWS * BLOCK_COLUMNS);
+        s.added = memory.take<float>(adding ? BLOCK_ROWS * BLOCK_COLUMNS : 0);
+        s.added_row = memory.take<float>(BLOCK_ROWS);
+        s.key_grad = memory.take<float>(BLOCK_ROWS * room);
+        s.value_grad = memory.take<float>(BLOCK_ROWS * value_room);
         s.query_grad = memory.take<float>(most_columns * room);
-        s.words = memory.take<uint16_t>(call.least ? MOST_BLOCK_KEYS * BLOCK_COLUMNS : 0);
+        s.words = memory.take<uint16_t>(call.least ? BLOCK_ROWS * BLOCK_COLUMNS : 0);
+        learned.lay_out(memory, s.collected);
     }
 
     // Compute the gradients of one unit, by one thread or by all: `strip` is where its own memory begins.
@@ -124,11 +131,14 @@ private:
                 p.head = group * share + head;
                 p.heads = smaller(chunk, share - head);
                 p.columns = p.heads * call.queries;
+                packer.begin(p);
             }
             if (parts > 1) barrier();
             if (packer.pack(p, head == 0, part, parts)) __atomic_store_n(&p.any_broken, true, __ATOMIC_RELAXED);
+            if (parts == 1) fetch_unit(call, plan, unit + 1, true);
             std::memset(own.query_grad, 0, p.columns * room * 4);
             if (parts > 1) barrier();
+            if (part == 0) learned.collect_shared(p);
             for (int64_t k = part * block_keys; k < call.keys; k += parts * block_keys) {
                 const bool begins = head == 0, ends = head + chunk >= share;
                 of_keys(p, own, k, smaller(call.keys, k + block_keys), begins, ends);
@@ -202,9 +212,9 @@ private:
         const int64_t columns = up(to - from, W * M::step), depth = columns / M::step;
         for (int64_t j = first; j < last; j += TILE_ROWS) {
             const int rows = static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j));
-            multiply_panels(p.key_words + j * words, words, rows, p.query_columns, from, columns, own.scores);
-            multiply_panels(p.value_words + j * value_words, value_words, rows, p.grad_columns, from, columns,
-                            own.slopes);
+            multiply_panels(p.keys, j, words, 0, rows, p.query_columns, from, columns, own.scores);
+            const int64_t half_sum = M::step == 1 ? value_words / 2 : 0;
+            multiply_panels(p.values, j, value_words, half_sum, rows, p.grad_columns, from, columns, own.slopes);
             float* across = own.across + (j - first) / M::step * BLOCK_COLUMNS;
             for (int r = 0; r < rows; r += M::step) {
                 const int count = smaller(M::step, rows - r);
@@ -219,7 +229,9 @@ private:
                               {p.query_rows + from / M::step * room, room}, room, depth,
                               {own.key_grad + (j - first) * room, room});
         }
-        const int64_t lines = (last - first + M::step - 1) / M::step;
+        if (learned.wanted) learned.collect(p, own.collected, first, last, from, to);
+        const int64_t filled = up(last - first, M::step) / M::step, lines = up(last - first, M::depth) / M::step;
+        if (filled < lines) std::memset(own.across + filled * BLOCK_COLUMNS, 0, (lines - filled) * BLOCK_COLUMNS * 4);
         for (int64_t i = from; i < to; i += TILE_ROWS) {
             multiply_strip<M, true>({own.across + i - from, 1, BLOCK_COLUMNS},
                                     static_cast<int>(smaller<int64_t>(TILE_ROWS, to - i)),
@@ -228,11 +240,19 @@ private:
         }
     }
 
-    void multiply_panels(const float* left, int64_t depth, int rows, const float* right, int64_t from, int64_t columns,
-                         float* to) const {
-        for (int64_t c = 0; c < columns; c += PANEL)
-            multiply_strip<M, false>({left, depth, 1}, rows, {right + (from + c) * depth, PANEL},
-                                     smaller<int64_t>(PANEL, columns - c), depth, {to + c, BLOCK_COLUMNS});
+    // The first `split` products, if any, make a sum of their own: what one long sum rounds away would show in gradients
+    // of rows that see few keys. Scores are not split, as they must round as they did in the forward pass.
+    void multiply_panels(Left left, int64_t row, int64_t depth, int64_t split, int rows, const float* right,
+                         int64_t from, int64_t columns, float* to) const {
+        left.data += row * left.row;
+        const Left rest = {left.data + split * left.step, left.row, left.step};
+        for (int64_t c = 0; c < columns; c += PANEL) {
+            const float* panel = right + (from + c) * depth;
+            const int64_t count = smaller<int64_t>(PANEL, columns - c);
+            const Sum sum = {to + c, BLOCK_COLUMNS};
+            if (split) multiply_strip<M, false>(left, rows, {panel, PANEL}, count, split, sum);
+            multiply_strip<M>(split > 0, rest, rows, {panel + split * PANEL, PANEL}, count, depth - split, sum);
+        }
     }
 
     void add_across(const Packed& p, Strips& own, int64_t first, int64_t last, int64_t from, int64_t to) const {
@@ -269,6 +289,8 @@ private:
                     weight[k][v] = power_of_2(x);
                     slope[k][v] = PLAIN ? mul(weight[k][v], sub(grad, load(p.pull + i)))
                                         : careful(p, own, key + k, line + k, at, i, x, grad, weight[k][v]);
+                    if (!PLAIN && learned.wanted)
+                        store(own.collected.columns + (line + k) * BLOCK_COLUMNS + at, slope[k][v]);
                 }
             put(scores, weight, c, count);
             put(slopes, slope, c, count);

@@ -20,7 +20,8 @@ __all__ = ["FIELDS", "Library", "load"]
 _VIEW = ("data", "batch", "head", "row")
 _SPREAD = (*_VIEW, "column")
 _PLACED: dict[str, tuple[str, ...]] = dict.fromkeys(("query", "key", "value", "output", "output_grad"), _VIEW)
-_PLACED |= dict.fromkeys(("query_grad", "key_grad", "value_grad"), _VIEW) | {"dense": _SPREAD, "bias": _SPREAD}
+_PLACED |= dict.fromkeys(("query_grad", "key_grad", "value_grad"), _VIEW)
+_PLACED |= dict.fromkeys(("dense", "bias", "bias_grad"), _SPREAD)
 _REALS = {"scale", "kept_share"}
 _NAMES = (
     *("bytes", "half", "threads", "batch", "heads", "groups", "queries", "keys", "width", "value_width", "scale"),
@@ -29,7 +30,7 @@ _NAMES = (
     *("relatives", "least", "kept_share", "seed", "entropy", "peak", "peak_key", "position", "distance", "sink"),
     *("diagonal", "previous", "next", "local", "received", "map", "map_count", "link_weight", "link_key"),
     *("sinks", "reach", "cells", "links", "output_grad", "lse_grad", "entropy_grad"),
-    *("query_grad", "key_grad", "value_grad"),
+    *("query_grad", "key_grad", "value_grad", "bias_grad", "bias_grad_wide", "slopes_grad", "relative_grad"),
 )
 FIELDS: dict[str, int] = {}
 """Where each field of the record begins: the names of `Call` in call.hpp, a tensor by its data."""
@@ -68,7 +69,7 @@ class Library:
         if not self._library.headwise_choose(isa.encode()):
             raise BackendError(
                 f"`HEADWISE_NATIVE_ISA` must name an instruction set that this machine has; got {isa!r}. "
-                "Leave it out for the best, or take avx512_bf16, avx512, avx2 or portable."
+                "Leave it out for the best, or take amx, avx512_bf16, avx512, avx2 or portable."
             )
         self.isa = self._library.headwise_chosen().decode()
 
@@ -88,9 +89,13 @@ class Library:
         """Run the forward pass that a record describes."""
         self._check(self._library.headwise_forward(_RECORD.pack(*record)))
 
-    def backward(self, record: list[int | float]) -> None:
-        """Run the backward pass that a record describes."""
-        self._check(self._library.headwise_backward(_RECORD.pack(*record)))
+    def backward(self, record: list[int | float]) -> bool:
+        """Run the backward pass that a record describes; false, with nothing computed, where digits would be lost."""
+        fault = self._library.headwise_backward(_RECORD.pack(*record))
+        if fault == b"coarse":
+            return False
+        self._check(fault)
+        return True
 
     @staticmethod
     def _check(fault: bytes | None) -> None:

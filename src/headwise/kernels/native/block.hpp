@@ -28,7 +28,7 @@ struct Block {
     float highest[BLOCK_ROWS], total[BLOCK_ROWS];  // running maximum of the scores times log2(e), sum of powers
     float spread[BLOCK_ROWS];                      // centred: sum of power x (score - maximum)
     bool poisoned[BLOCK_ROWS];
-    float *left, *scores, *output, *added;
+    float *left, *scores, *weights, *output, *added;
     uint16_t* words;
     float *line, *received, *map;  // of the second pass
     Counts counts;
@@ -38,10 +38,10 @@ template <class M>
 class Attention {
 public:
     Attention(const Call& call, const Plan& plan)
-        : call(call), plan(plan), half(call.half), words(up(call.width, M::step) / M::step),
+        : call(call), plan(plan), half(call.half), words(words_for<M>(call.width)),
           room(up(call.value_width, W)), share(call.heads / call.groups), counter(call),
-          direct(share * call.queries <= TILE_ROWS), factor(static_cast<float>(std::fabs(call.scale) / LN_2)),
-          adding(adds(call, plan) || call.scale == 0) {}
+          direct(share * call.queries <= FEW_ROWS), keeping(counter.again && call.keys <= BLOCK_KEYS),
+          factor(static_cast<float>(std::fabs(call.scale) / LN_2)), adding(adds(call, plan) || call.scale == 0) {}
 
     const Call& call;
     const Plan& plan;
@@ -49,6 +49,7 @@ public:
     const int64_t words, room, share;  // words of a key, floats of an output row, heads of a group
     const Counter counter;
     const bool direct;  // a few queries read keys and values where they lie: copies would cost more than they save
+    const bool keeping;  // all keys are one block: its weights are kept for the second look
 
     // Compute up to `rows` queries from `row` of the unit's on.
     void attend(const Unit<M>& unit, Block& block, int64_t row, int64_t rows) const {
@@ -66,11 +67,13 @@ public:
             }
             for (int t = 0; t * TILE_ROWS < block.rows; ++t) {
                 const int64_t from = larger(k, block.tile_first[t]), to = smaller(end, block.tile_last[t]);
-                if (from < to) strip(unit, block, t, k, from - k, to - k);
+                if (from >= to) continue;
+                strip(unit, block, t, k, from - k, to - k);
+                if (keeping) look_at_strip(unit, block, t, k, from - k, to - k);
             }
         }
         for (int r = 0; r < block.rows; ++r) finish(unit, block, r);
-        if (counter.again) look_again(unit, block, first, last);
+        if (counter.again && !keeping) look_again(unit, block, first, last);
     }
 
 private:
@@ -90,7 +93,7 @@ private:
 
     void look_at_strip(const Unit<M>& unit, Block& block, int t, int64_t k, int64_t from, int64_t to) const {
         const int row = t * TILE_ROWS, rows = smaller(TILE_ROWS, block.rows - row);
-        score(unit, block, row, rows, k, from, to);
+        if (!keeping) score(unit, block, row, rows, k, from, to);
         const Extent extent = extent_of(call, unit.batch);
         const int64_t begin = from / W * W, end = up(to, W);
         int64_t held = -1;  // which head and row of the map the line belongs to
@@ -102,7 +105,7 @@ private:
             float* scores = block.scores + (r - row) * SCORE_ROW;
             if (!live(block, r) || !weights_of(unit, block, r, k, begin, end)) continue;
             const int64_t at = (unit.batch * call.heads + block.head[r]) * call.queries + block.query[r];
-            if (call.seen.links) counter.link(at, scores, k, from, to);
+            if (call.seen.links) counter.link(at, scores, k, begin, end);
             const int64_t head = block.head[r] - unit.group * share;
             const int64_t line =
                 call.seen.map ? head * call.seen.cells + counter.cell(block.query[r], extent.queries) : head;
@@ -123,11 +126,15 @@ private:
         const int64_t first = larger<int64_t>(begin, block.first[r] - k);
         const int64_t last = smaller<int64_t>(end, block.last[r] - k);
         if (first >= last) return false;
-        const float c = complete(unit, block, r, k, first, last, first / W * W, up(last, W));
-        for (int64_t j = begin; j < first / W * W; ++j) scores[j] = 0;
-        for (int64_t j = up(last, W); j < end; ++j) scores[j] = 0;
+        const int64_t from = first / W * W, to = up(last, W);
+        for (int64_t j = begin; j < from; ++j) scores[j] = 0;
+        for (int64_t j = to; j < end; ++j) scores[j] = 0;
         const vec share = all(1 / block.total[r]), highest = all(block.highest[r]);
-        for (int64_t j = first / W * W; j < up(last, W); j += W) {
+        const float* weights = block.weights + r % TILE_ROWS * SCORE_ROW;
+        for (int64_t j = from; keeping && j < to; j += W) store(scores + j, mul(load(weights + j), share));
+        if (keeping) return true;
+        const float c = complete(unit, block, r, k, first, last, from, to);
+        for (int64_t j = from; j < to; j += W) {
             const vec score = load(scores + j), power = power_of_2(floored(sub(mul(score, all(c)), highest)));
             store(scores + j, unless_equal(score, all(MINUS_INFINITY), mul(power, share)));
         }
@@ -197,7 +204,7 @@ private:
             float* output = block.output + row * room;
             multiply_strip<M>(block.started[t], {block.scores + from / M::step, SCORE_ROW, 1}, rows,
                               {unit.values + (k + from) / M::step * room, room}, room,
-                              (smaller(to, up(call.keys - k, M::step)) - from) / M::step, {output, room});
+                              (smaller(to, up(call.keys - k, M::depth)) - from) / M::step, {output, room});
         }
         block.started[t] = true;
     }
@@ -209,16 +216,32 @@ private:
             float* output = block.output + r * room;
             if (!started) std::memset(output, 0, room * 4);
             const char* weights = reinterpret_cast<const char*>(block.scores + r * SCORE_ROW);
-            for (int64_t j = from; j < to; ++j) {
+            int64_t e = 0;
+            for (; e + 4 * W <= call.value_width; e += 4 * W) mix<4>(values, weights, k, from, to, e, output + e);
+            for (; e + W <= call.value_width; e += W) mix<1>(values, weights, k, from, to, e, output + e);
+            for (int64_t j = from; e < call.value_width && j < to; ++j) {
                 const float weight = number_at(weights, M::step == 2, j);
                 if (weight == 0) continue;
-                const char* value = values.at(k + j);
-                int64_t e = 0;
-                for (; e + W <= call.value_width; e += W)
-                    store(output + e, fma(all(weight), load_number(value, half, e), load(output + e)));
-                for (; e < call.value_width; ++e) output[e] += weight * number_at(value, half, e);
+                for (int64_t d = e; d < call.value_width; ++d) output[d] += weight * number_at(values.at(k + j), half, d);
             }
         }
+    }
+
+    template <int V>
+    void mix(const Rows& values, const char* weights, int64_t k, int64_t from, int64_t to, int64_t e, float* output)
+        const {
+        vec total[V];
+        HEADWISE_UNROLL
+        for (int v = 0; v < V; ++v) total[v] = load(output + v * W);
+        for (int64_t j = from; j < to; ++j) {
+            const float weight = number_at(weights, M::step == 2, j);
+            if (weight == 0) continue;
+            const char* value = values.at(k + j);
+            HEADWISE_UNROLL
+            for (int v = 0; v < V; ++v) total[v] = fma(all(weight), load_number(value, half, e + v * W), total[v]);
+        }
+        HEADWISE_UNROLL
+        for (int v = 0; v < V; ++v) store(output + v * W, total[v]);
     }
 
     void score_direct(const Unit<M>& unit, Block& block, int rows, int64_t k, int64_t from, int64_t to) const {
@@ -260,16 +283,14 @@ private:
         if (first >= last) return blank(scores, from, to);
         const int64_t begin = first / step * step, end = up(last, step);
         const float c = complete(unit, block, r, k, first, last, begin, end);
-        vec top = all(MINUS_INFINITY);
-        for (int64_t j = begin; j < end; j += W) top = most(load(scores + j), top);
-        const float old = block.highest[r], highest = larger(old, c * largest(top));
+        const float old = block.highest[r], highest = larger(old, c * largest(scores + begin, end - begin));
         if (highest == MINUS_INFINITY && !has_nan(scores, begin, end)) return blank(scores, from, to);
         if (highest != old) {
             rescale(block, r, highest);
             counter.find_peak(block.counts, r, scores, c, highest, k, begin, end);
         }
         blank(scores, from, begin);
-        if (counter.on_the_way) sums<true>(block, r, scores, c, k, begin, end);
+        if (counter.on_the_way || keeping) sums<true>(block, r, scores, c, k, begin, end);
         else sums<false>(block, r, scores, c, k, begin, end);
         blank(scores, end, to);
         if (unit.any_broken) poison(unit, block, r, k, first, last);
@@ -306,6 +327,7 @@ private:
         const auto least = static_cast<int32_t>(call.least);
         Counts& counts = block.counts;
         const bool near = COUNTING && counter.near(counts, r, k + begin, k + end);
+        float* weights = block.weights + r % TILE_ROWS * SCORE_ROW;
         vec total = all(0), spread = all(0), position = all(0), distance = all(0);
         vec place = add(ramp(), all(static_cast<float>(k + begin - counts.start)));
         const vec own = all(static_cast<float>(counts.own[r] - counts.start));
@@ -323,6 +345,7 @@ private:
                         place = add(place, all(W));
                     }
                     if (near) store(counts.weights + j + v * W, weight[v]);
+                    if (keeping) store(weights + j + v * W, weight[v]);
                 }
                 if (least) weight[v] = kept(weight[v], words + j + v * W, least);
             }
@@ -365,7 +388,8 @@ private:
         if (!lives) return;
         if (counter.on_the_way) counter.write(block.counts, r, at, total, block.spread[r]);
         counter.count_live(unit.batch, block.head[r], block.query[r], extent_of(call, unit.batch));
-    }};
+    }
+};
 
 }  // namespace
 }  // namespace headwise::HEADWISE_ISA

@@ -14,7 +14,7 @@ struct View {
 
 // A tensor of four axes with any strides, 0 along an axis that is shared.
 struct Spread {
-    const char* data;
+    char* data;
     int64_t batch, head, row, column;
 };
 
@@ -59,6 +59,9 @@ struct Call {
     View output_grad;
     const float *lse_grad, *entropy_grad;
     View query_grad, key_grad, value_grad;
+    Spread bias_grad;        // null where it is not wanted; keys adjacent
+    int64_t bias_grad_wide;  // whether it is double, else float
+    double *slopes_grad, *relative_grad;
 };
 
 // What of the mask is an interval of keys for each query, and what is left of it.
@@ -68,6 +71,7 @@ struct Plan {
     const int32_t* key_class = nullptr;  // segments that are not intervals, numbered; null where there are none
     const int32_t* query_class = nullptr;
     int64_t threads = 1;
+    bool fetches = false;  // the next sample and group is asked for while one is computed
 };
 
 // Where a sample's queries stand among its keys.

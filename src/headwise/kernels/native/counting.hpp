@@ -2,13 +2,12 @@
 #pragma once
 
 #include "call.hpp"
-#include "vector.hpp"
+#include "product.hpp"
 
 namespace headwise::HEADWISE_ISA {
 namespace {
 
-constexpr int BLOCK_ROWS = 66;  // queries of a block
-constexpr int BLOCK_KEYS = 512;
+constexpr int BLOCK_KEYS = 2 * MOST_DEPTH;
 constexpr int SCORE_ROW = BLOCK_KEYS + 16;  // not a power of 2, so that rows fall into different cache sets
 
 // Sums of a block's rows, relative to the running maximum as the total is.
@@ -126,7 +125,7 @@ public:
         }
     }
 
-    // Keep a row's strongest keys, sorted, among the weights of keys k + begin to k + end.
+    // Keep a row's strongest keys, sorted, among the weights of keys k + begin to k + end, in whole vectors.
     void link(int64_t at, const float* line, int64_t k, int64_t begin, int64_t end) const {
         float* weights = seen.link_weight + at * seen.links;
         int64_t* keys = seen.link_key + at * seen.links;
@@ -134,7 +133,7 @@ public:
         for (int64_t j = begin; j < end; j += W)
             for (uint32_t found = above(load(line + j), all(weights[last])); found; found &= found - 1) {
                 const int64_t key = j + __builtin_ctz(found);
-                if (line[key] <= weights[last] || key >= end) continue;
+                if (line[key] <= weights[last]) continue;
                 int64_t rank = last;
                 for (; rank > 0 && weights[rank - 1] < line[key]; --rank) {
                     weights[rank] = weights[rank - 1];

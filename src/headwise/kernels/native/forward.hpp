@@ -7,12 +7,12 @@
 namespace headwise::HEADWISE_ISA {
 namespace {
 
-constexpr int64_t MOST_FETCHED = 512;  // rows that the second-level cache holds besides
 
 template <class M>
 class Forward {
 public:
-    Forward(const Call& call, const Plan& plan) : attention(call, plan), call(call), threads(plan.threads) {
+    Forward(const Call& call, const Plan& plan)
+        : attention(call, plan), call(call), plan(plan), threads(plan.threads) {
         // Blocks of equal size, in whole tiles.
         const int64_t rows = attention.share * call.queries, blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
         block_rows = up((rows + blocks - 1) / blocks, TILE_ROWS);
@@ -39,7 +39,7 @@ public:
                     for (int64_t u = a; u < smaller(units, a + step); ++u) {
                         enter(unit, u);
                         unit.any_broken = pack(unit, 0, 1);
-                        if (u + 1 < units) fetch(u + 1);
+                        fetch_unit(call, plan, u + 1, false);
                         aim(unit, block, true);
                         for (int64_t n = 0; n < block_count; ++n) attend(unit, block, n);
                     }
@@ -64,6 +64,7 @@ public:
 private:
     const Attention<M> attention;
     const Call& call;
+    const Plan& plan;
     const int64_t threads;
     int64_t block_rows, block_count;
     Unit<M>* held = nullptr;
@@ -77,7 +78,8 @@ private:
         for (int64_t t = 0; t < holders; ++t) {
             Unit<M>& unit = memory.at ? held[t] : no_unit;
             unit.keys = memory.take<float>(attention.direct ? 0 : up(call.keys, PANEL) * attention.words);
-            unit.values = memory.take<float>(attention.direct ? 0 : up(call.keys, 2) / M::step * attention.room);
+            const int64_t lines = up(call.keys, larger(2, M::depth)) / M::step;
+            unit.values = memory.take<float>(attention.direct ? 0 : lines * attention.room);
             unit.broken = memory.take<uint8_t>(call.keys + 1);
             unit.any_broken = false;
         }
@@ -85,6 +87,7 @@ private:
             Block& block = memory.at ? blocks[t] : no_block;
             block.left = memory.take<float>(BLOCK_ROWS * attention.words);
             block.scores = memory.take<float>(TILE_ROWS * SCORE_ROW);
+            block.weights = memory.take<float>(attention.keeping ? TILE_ROWS * SCORE_ROW : 0);
             block.output = memory.take<float>(BLOCK_ROWS * attention.room);
             block.added = memory.take<float>(SCORE_ROW);
             block.words = memory.take<uint16_t>(call.least ? BLOCK_ROWS * SCORE_ROW : 0);
@@ -105,17 +108,6 @@ private:
 
     void attend(const Unit<M>& unit, Block& block, int64_t n) const {
         attention.attend(unit, block, n * block_rows, block_rows);
-    }
-
-    // Ask for the next unit while this one, when it is small, is computed.
-    void fetch(int64_t u) const {
-        const int64_t rows = call.keys + call.queries * attention.share;
-        if (rows > MOST_FETCHED) return;
-        const int64_t batch = u / call.groups, group = u % call.groups, share = attention.share;
-        const bool half = attention.half;
-        fetch_rows(rows_of(call.key, batch, group, call.keys, call.width, half), call.keys);
-        fetch_rows(rows_of(call.value, batch, group, call.keys, call.value_width, half), call.keys);
-        fetch_rows(rows_of(call.query, batch, group * share, call.queries, call.width, half), share * call.queries);
     }
 
     // Choose where the sums over queries go: to their place, or, where threads share the unit, to room of their own.
@@ -154,7 +146,7 @@ private:
             const int64_t first = p * PANEL, last = smaller(call.keys, first + PANEL);
             pack_columns<M>(keys, first, last, attention.words, unit.keys + first * attention.words);
             float* lines = unit.values + first / M::step * attention.room;
-            any |= pack_rows<M>(values, first, last, lines, attention.room, unit.broken);
+            any |= pack_rows<M>(values, first, last, up(last, M::depth), lines, attention.room, unit.broken);
         }
         return any;
     }

@@ -14,6 +14,9 @@
 namespace headwise {
 
 #if defined(__x86_64__) || defined(_M_X64)
+#if defined(HEADWISE_AMX)
+namespace amx { extern const Kernel kernel; }
+#endif
 namespace avx512_bf16 { extern const Kernel kernel; }
 namespace avx512 { extern const Kernel kernel; }
 namespace avx2 { extern const Kernel kernel; }
@@ -25,6 +28,9 @@ namespace {
 // The fastest first.
 const Kernel* const kernels[] = {
 #if defined(__x86_64__) || defined(_M_X64)
+#if defined(HEADWISE_AMX)
+    &amx::kernel,
+#endif
     &avx512_bf16::kernel, &avx512::kernel, &avx2::kernel,
 #endif
     &portable::kernel};
@@ -89,11 +95,13 @@ HEADWISE_PUBLIC int headwise_choose(const char* name) {
 
 HEADWISE_PUBLIC const char* headwise_chosen() { return headwise::chosen ? headwise::chosen->name : ""; }
 
-// Null when all went well, "memory" where there was none, else what is wrong with the call.
+// Null when all went well, "memory" where there was none, "coarse" where a backward pass would lose digits and nothing
+// was computed, else what is wrong with the call.
 HEADWISE_PUBLIC const char* headwise_forward(const headwise::Call* call) {
     return headwise::compute(*call, headwise::chosen->forward);
 }
 
 HEADWISE_PUBLIC const char* headwise_backward(const headwise::Call* call) {
+    if (!headwise::fault(*call) && headwise::coarse(*call)) return "coarse";
     return headwise::compute(*call, headwise::chosen->backward);
 }

@@ -71,10 +71,40 @@ inline void narrow(const float* from, float factor, char* row, bool half, int64_
 }
 
 // Ask for rows that are needed soon: heads lie apart in memory, which no hardware foresees.
-inline void fetch_rows(const Rows& x, int64_t rows) {
+template <bool WRITE>
+void fetch_rows(const Rows& x, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i)
-        for (int64_t e = 0; e < x.width * (x.half ? 2 : 4); e += 64) __builtin_prefetch(x.at(i) + e);
+        for (int64_t e = 0; e < x.width * (x.half ? 2 : 4); e += 64) __builtin_prefetch(x.at(i) + e, WRITE, 2);
+    // GCC drops calls of functions that do nothing but this.
+    __asm__ volatile("");
 }
+
+// Ask for a unit, a sample and group, while the one before is computed, where the plan says so.
+inline void fetch_unit(const Call& call, const Plan& plan, int64_t unit, bool gradients) {
+    if (!plan.fetches || unit >= call.batch * call.groups) return;
+    const int64_t share = call.heads / call.groups, rows = share * call.queries;
+    const int64_t batch = unit / call.groups, group = unit % call.groups;
+    const bool half = call.half;
+    const auto keys = [&](const View& view, int64_t width) {
+        return rows_of(view, batch, group, call.keys, width, half);
+    };
+    const auto queries = [&](const View& view, int64_t width) {
+        return rows_of(view, batch, group * share, call.queries, width, half);
+    };
+    fetch_rows<false>(keys(call.key, call.width), call.keys);
+    fetch_rows<false>(keys(call.value, call.value_width), call.keys);
+    fetch_rows<false>(queries(call.query, call.width), rows);
+    if (!gradients) return fetch_rows<true>(queries(call.output, call.value_width), rows);
+    fetch_rows<false>(queries(call.output, call.value_width), rows);
+    fetch_rows<false>(queries(call.output_grad, call.value_width), rows);
+    fetch_rows<true>(keys(call.key_grad, call.width), call.keys);
+    fetch_rows<true>(keys(call.value_grad, call.value_width), call.keys);
+    fetch_rows<true>(queries(call.query_grad, call.width), rows);
+}
+
+// How many words a row is multiplied as.
+template <class M>
+int64_t words_for(int64_t width) { return up(width, M::depth) / M::step; }
 
 // Copy a row as words of M, zeros after its end.
 template <class M>
@@ -94,7 +124,21 @@ void words_of(const Rows& x, int64_t i, float* to, int64_t words) {
 // Whether rows can be read as words where they lie.
 template <class M>
 bool direct(const Rows& x, int64_t words) {
-    return x.half == (M::step == 2) && x.width == words * M::step;
+    const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 4 == 0 && x.row % M::step == 0 && x.jump % M::step == 0;
+    return x.half == (M::step == 2) && x.width == words * M::step && aligned;
+}
+
+// Copy rows first to last as words.
+template <class M>
+void copy_words(const Rows& x, int64_t first, int64_t last, int64_t words, float* to) {
+    for (int64_t i = first; i < last; ++i) words_of<M>(x, i, to + i * words, words);
+}
+
+// Rows of one head as a left operand: where they lie, or in the room to which they have to be copied.
+template <class M>
+Left left_of(const Rows& x, int64_t words, float* room) {
+    if (!direct<M>(x, words)) return {room, words, 1};
+    return {reinterpret_cast<const float*>(x.data), x.row / M::step, 1};
 }
 
 // Pack rows first to last as columns: `words` rows of PANEL columns, zeros after the last up to a whole vector.
@@ -105,7 +149,7 @@ void pack_columns(const Rows& x, int64_t first, int64_t last, int64_t words, flo
         const int64_t count = smaller<int64_t>(W, last - i);
         auto from = reinterpret_cast<const float*>(x.at(i));
         int64_t from_row = x.row / M::step;
-        if (count < W || !direct<M>(x, words) || x.row % M::step || words % W || !x.adjacent(i, W)) {
+        if (count < W || !direct<M>(x, words) || words % W || !x.adjacent(i, W)) {
             from = copy;
             from_row = up(words, W);
             for (int64_t r = 0; r < W; ++r) {
@@ -127,29 +171,61 @@ inline vec load_number(const char* row, bool half, int64_t i) {
 inline float dot(const char* a, bool half_a, const char* b, bool half_b, int64_t width) {
     vec total = all(0);
     int64_t e = 0;
+#if defined(__AVX512BF16__)
+    if (half_a && half_b)
+        for (; e + 2 * W <= width; e += 2 * W) {
+            const auto *x = reinterpret_cast<const float*>(a + 2 * e), *y = reinterpret_cast<const float*>(b + 2 * e);
+            total = Paired::multiply(total, load(x), load(y));
+        }
+#endif
     for (; e + W <= width; e += W) total = fma(load_number(a, half_a, e), load_number(b, half_b, e), total);
     float rest = 0;
     for (; e < width; ++e) rest += number_at(a, half_a, e) * number_at(b, half_b, e);
     return sum(total) + rest;
 }
 
+#if defined(__AVX512BF16__)
+// The same for whole vectors of bfloat16: without the sign, infinity and NaN are the largest.
+inline bool are_finite_halves(const Rows& x, int64_t first, int64_t last) {
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
+    __m512i top = _mm512_setzero_si512();
+    for (int64_t i = first; i < last; ++i) {
+        const char* row = x.at(i);
+        for (int64_t e = 0; e < x.width * 2; e += 64)
+            top = _mm512_max_epu16(top, _mm512_and_si512(_mm512_loadu_si512(row + e), magnitude));
+    }
+    return _mm512_cmpge_epu16_mask(top, _mm512_set1_epi16(0x7F80)) == 0;
+}
+#endif
+
 // Tell whether all numbers of rows first to last are finite: 0 times any other is NaN.
 inline bool are_finite(const Rows& x, int64_t first, int64_t last) {
-    vec total = all(0);
+#if defined(__AVX512BF16__)
+    if (x.half && x.width % (2 * W) == 0) return are_finite_halves(x, first, last);
+#endif
+    constexpr int SUMS = 4;  // each waits for the one before
+    vec totals[SUMS] = {all(0), all(0), all(0), all(0)};
     float rest = 0;
     for (int64_t i = first; i < last; ++i) {
         const char* row = x.at(i);
         int64_t e = 0;
-        for (; e + W <= x.width; e += W) total = fma(load_number(row, x.half, e), all(0), total);
+        for (; e + SUMS * W <= x.width; e += SUMS * W) {
+            HEADWISE_UNROLL
+            for (int s = 0; s < SUMS; ++s)
+                totals[s] = fma(load_number(row, x.half, e + s * W), all(0), totals[s]);
+        }
+        for (; e + W <= x.width; e += W) totals[0] = fma(load_number(row, x.half, e), all(0), totals[0]);
         for (; e < x.width; ++e) rest += number_at(row, x.half, e) * 0;
     }
-    return sum(total) + rest == 0;
+    return sum(add(add(totals[0], totals[1]), add(totals[2], totals[3]))) + rest == 0;
 }
 
-// Pack rows first to last for sums over rows, `step` rows to a word and `room` words to a line. Rows that are not
-// finite become zero, because 0 times NaN is NaN, and are marked.
+// Pack rows first to last for sums over rows, `step` rows to a word and `room` words to a line, with lines of zeros for
+// those up to `filled`. Rows that are not finite become zero, because 0 times NaN is NaN, and are marked.
 template <class M>
-bool pack_rows(const Rows& x, int64_t first, int64_t last, float* to, int64_t room, uint8_t* broken) {
+bool pack_rows(const Rows& x, int64_t first, int64_t last, int64_t filled, float* to, int64_t room, uint8_t* broken) {
+    const int64_t begin = (up(last, M::step) - first) / M::step, end = (filled - first) / M::step;
+    if (begin < end) std::memset(to + begin * room, 0, (end - begin) * room * 4);
     const bool any = !are_finite(x, first, last);
     std::memset(broken + first, 0, last - first);
     if (any)

@@ -12,7 +12,8 @@ namespace {
 // One sample, group and chunk of its heads: everything packed, its queries counted over the heads.
 struct Packed {
     int64_t batch, group, head, heads, columns;
-    float *key_words, *value_words, *key_rows;               // left operands, and a right one
+    float *key_words, *value_words, *key_rows;  // room for left operands, and a right one
+    Left keys, values;                          // the left operands, where they lie or in that room
     float *query_columns, *grad_columns, *query_rows, *grad_rows;  // right operands
     float *lse, *pull, *entropy_pull, *poison;  // of each column: lse times log2(e); what is taken from dP
     int32_t *head_of, *query_of, *first, *last;
@@ -25,14 +26,20 @@ template <class M>
 class Packer {
 public:
     Packer(const Call& call, const Plan& plan)
-        : call(call), plan(plan), half(call.half), words(up(call.width, M::step) / M::step),
-          value_words(up(call.value_width, M::step) / M::step), room(up(call.width, W)),
+        : call(call), plan(plan), half(call.half), words(words_for<M>(call.width)),
+          value_words(words_for<M>(call.value_width)), room(up(call.width, W)),
           value_room(up(call.value_width, W)) {}
 
     const Call& call;
     const Plan& plan;
     const bool half;
     const int64_t words, value_words, room, value_room;
+
+    // Begin with a unit: find its matrices.
+    void begin(Packed& p) const {
+        p.keys = left_of<M>(keys_of(p), words, p.key_words);
+        p.values = left_of<M>(values_of(p), value_words, p.value_words);
+    }
 
     // Pack a part of a unit; tells whether something in it is not finite.
     bool pack(Packed& p, bool keys_too, int64_t part, int64_t parts) const {
@@ -41,15 +48,13 @@ public:
         };
         bool any = false;
         if (keys_too) {
-            const Rows keys = rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
-            const Rows values = rows_of(call.value, p.batch, p.group, call.keys, call.value_width, half);
+            const Rows keys = keys_of(p), values = values_of(p);
             const int64_t first = share_of(call.keys, part), last = share_of(call.keys, part + 1);
-            for (int64_t j = first; j < last; ++j) {
-                words_of<M>(keys, j, p.key_words + j * words, words);
-                words_of<M>(values, j, p.value_words + j * value_words, value_words);
-            }
+            if (p.keys.data == p.key_words) copy_words<M>(keys, first, last, words, p.key_words);
+            if (p.values.data == p.value_words) copy_words<M>(values, first, last, value_words, p.value_words);
             any |= !are_finite(values, first, last);
-            any |= pack_rows<M>(keys, first, last, p.key_rows + first / M::step * room, room, p.broken_keys);
+            any |= pack_rows<M>(keys, first, last, up(last, M::depth), p.key_rows + first / M::step * room, room,
+                                p.broken_keys);
         }
         const Rows queries = rows_of(call.query, p.batch, p.head, call.queries, call.width, half);
         const Rows grads = rows_of(call.output_grad, p.batch, p.head, call.queries, call.value_width, half);
@@ -61,11 +66,18 @@ public:
             pack_columns<M>(queries, c, last, words, p.query_columns + c * words);
             pack_columns<M>(grads, c, last, value_words, p.grad_columns + c * value_words);
             if (filled > up(last, W)) clear(p, c, up(last, W) - c);
-            any |= pack_lines(queries, c, last, filled, p.query_rows, room, p.broken_queries);
-            any |= pack_lines(grads, c, last, filled, p.grad_rows, value_room, p.broken_grads);
-            for (int64_t i = c; i < filled; ++i) describe(p, grads, i, i < last);
+            any |= pack_rows<M>(queries, c, last, filled, p.query_rows + c / M::step * room, room, p.broken_queries);
+            any |= pack_rows<M>(grads, c, last, filled, p.grad_rows + c / M::step * value_room, value_room, p.broken_grads);
+            describe(p, grads, c, last, filled);
         }
         return any;
+    }
+
+    Rows keys_of(const Packed& p) const {
+        return rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
+    }
+    Rows values_of(const Packed& p) const {
+        return rows_of(call.value, p.batch, p.group, call.keys, call.value_width, half);
     }
 
 private:
@@ -76,30 +88,35 @@ private:
             store(p.grad_columns + panel * value_words + w * PANEL + from, all(0));
     }
 
-    bool pack_lines(const Rows& x, int64_t first, int64_t last, int64_t filled, float* to, int64_t width,
-                    uint8_t* broken) const {
-        const bool any = pack_rows<M>(x, first, last, to + first / M::step * width, width, broken);
-        const int64_t begin = up(last, M::step) / M::step;
-        if (begin * M::step < filled) std::memset(to + begin * width, 0, (filled / M::step - begin) * width * 4);
-        return any;
+    // Work out what columns first to last need to turn scores into weights and slopes; those after them get no weight.
+    void describe(Packed& p, const Rows& grads, int64_t first, int64_t last, int64_t filled) const {
+        int64_t head = p.head + first / call.queries, query = first % call.queries;
+        for (int64_t i = first; i < last; ++i, ++query) {
+            if (query == call.queries) {
+                query = 0;
+                ++head;
+            }
+            describe(p, grads.at(i), i, head, query);
+        }
+        for (int64_t i = last; i < filled; ++i) {
+            p.head_of[i] = static_cast<int32_t>(p.head);
+            p.query_of[i] = p.first[i] = p.last[i] = 0;
+            p.lse[i] = -MINUS_INFINITY;
+            p.pull[i] = p.entropy_pull[i] = p.poison[i] = 0;
+        }
     }
 
-    // Work out what a column needs to turn scores into weights and slopes.
-    void describe(Packed& p, const Rows& grads, int64_t i, bool valid) const {
-        const int64_t ahead = valid && i >= call.queries ? i / call.queries : 0;
-        const int64_t head = p.head + ahead, query = valid ? i - ahead * call.queries : 0;
+    void describe(Packed& p, const char* grad, int64_t i, int64_t head, int64_t query) const {
         const int64_t at = (p.batch * call.heads + head) * call.queries + query;
         p.head_of[i] = static_cast<int32_t>(head);
         p.query_of[i] = static_cast<int32_t>(query);
-        p.first[i] = plan.first && valid ? plan.first[p.batch * call.queries + query] : 0;
+        p.first[i] = plan.first ? plan.first[p.batch * call.queries + query] : 0;
         p.last[i] = plan.first ? plan.last[p.batch * call.queries + query] : static_cast<int32_t>(call.keys);
-        if (!valid) p.last[i] = 0;
-        p.poison[i] = valid && p.broken_grads[i] ? __builtin_nanf("") : 0;
-        p.lse[i] = valid && call.lse[at] != MINUS_INFINITY ? static_cast<float>(call.lse[at] / LN_2) : -MINUS_INFINITY;
-        p.pull[i] = p.entropy_pull[i] = 0;
-        if (!valid) return;
+        p.poison[i] = p.broken_grads[i] ? __builtin_nanf("") : 0;
+        p.lse[i] = call.lse[at] != MINUS_INFINITY ? static_cast<float>(call.lse[at] * (1 / LN_2)) : -MINUS_INFINITY;
         const Rows outputs = rows_of(call.output, p.batch, head, call.queries, call.value_width, half);
-        p.pull[i] = dot(grads.at(i), half, outputs.at(query), half, call.value_width);
+        p.pull[i] = dot(grad, half, outputs.at(query), half, call.value_width);
+        p.entropy_pull[i] = 0;
         if (call.lse_grad) p.pull[i] -= call.lse_grad[at];
         if (call.entropy_grad) {
             p.pull[i] += call.entropy_grad[at] * call.seen.entropy[at];

@@ -1,7 +1,7 @@
 // Threads of the OpenMP runtime that PyTorch has loaded, so that `torch.set_num_threads` holds here too.
 #pragma once
 
-#include <cstdint>
+#include "product.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -16,10 +16,14 @@ void on_threads(int64_t threads, const Body& body) {
 #if defined(_OPENMP)
     if (threads > 1) {
 #pragma omp parallel num_threads(static_cast<int>(threads))
-        body(omp_get_thread_num(), omp_get_num_threads());
+        {
+            [[maybe_unused]] const Tiles tiles;
+            body(omp_get_thread_num(), omp_get_num_threads());
+        }
         return;
     }
 #endif
+    [[maybe_unused]] const Tiles tiles;
     body(0, 1);
 }
 

@@ -9,6 +9,13 @@
 #include <immintrin.h>
 #endif
 
+// Before loops over arrays of vectors: unrolled late, these would live in memory instead of registers.
+#if defined(__clang__)
+#define HEADWISE_UNROLL _Pragma("unroll")
+#else
+#define HEADWISE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace headwise::HEADWISE_ISA {
 namespace {
 
@@ -18,9 +25,9 @@ constexpr float MINUS_INFINITY = -__builtin_inff();
 constexpr float SMALLEST_POWER = -127.0f;  // exp2 of this and less is 0
 
 template <class N>
-inline N smaller(N a, N b) { return b < a ? b : a; }
+constexpr N smaller(N a, N b) { return b < a ? b : a; }
 template <class N>
-inline N larger(N a, N b) { return a < b ? b : a; }
+constexpr N larger(N a, N b) { return a < b ? b : a; }
 inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 #if defined(__AVX512F__)
@@ -75,6 +82,13 @@ inline vec within(vec a, const int32_t* first, const int32_t* last, int32_t key)
     const __m512i at = _mm512_set1_epi32(key);
     const __mmask16 begun = _mm512_cmple_epi32_mask(_mm512_loadu_si512(first), at);
     return _mm512_maskz_mov_ps(_mm512_mask_cmplt_epi32_mask(begun, at, _mm512_loadu_si512(last)), a);
+}
+
+// -inf where the query of a lane does not see the key.
+inline vec where_within(vec a, const int32_t* first, const int32_t* last, int32_t key) {
+    const __m512i at = _mm512_set1_epi32(key);
+    const __mmask16 begun = _mm512_cmple_epi32_mask(_mm512_loadu_si512(first), at);
+    return _mm512_mask_mov_ps(all(MINUS_INFINITY), _mm512_mask_cmplt_epi32_mask(begun, at, _mm512_loadu_si512(last)), a);
 }
 
 // Zero where the word of a lane is below the least.
@@ -177,6 +191,12 @@ inline vec within(vec a, const int32_t* first, const int32_t* last, int32_t key)
     const __m256i inside = _mm256_cmpgt_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(last)), at);
     return _mm256_and_ps(_mm256_castsi256_ps(_mm256_andnot_si256(early, inside)), a);
 }
+inline vec where_within(vec a, const int32_t* first, const int32_t* last, int32_t key) {
+    const __m256i at = _mm256_set1_epi32(key);
+    const __m256i early = _mm256_cmpgt_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)), at);
+    const __m256i inside = _mm256_cmpgt_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(last)), at);
+    return _mm256_blendv_ps(all(MINUS_INFINITY), a, _mm256_castsi256_ps(_mm256_andnot_si256(early, inside)));
+}
 inline vec kept(vec a, const uint16_t* words, int32_t least) {
     return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(wide(words), _mm256_set1_epi32(least - 1))), a);
 }
@@ -243,6 +263,12 @@ inline vec within(vec a, const int32_t* first, const int32_t* last, int32_t key)
     std::memcpy(&l, last, sizeof l);
     return ((f <= key) & (l > key)) ? a : all(0);
 }
+inline vec where_within(vec a, const int32_t* first, const int32_t* last, int32_t key) {
+    whole_vec f, l;
+    std::memcpy(&f, first, sizeof f);
+    std::memcpy(&l, last, sizeof l);
+    return ((f <= key) & (l > key)) ? a : all(MINUS_INFINITY);
+}
 inline vec kept(vec a, const uint16_t* words, int32_t least) {
     const whole_vec wide = {words[0], words[1], words[2], words[3]};
     return (wide >= least) ? a : all(0);
@@ -279,15 +305,34 @@ inline vec power_of_2(vec x) {
 }
 inline vec floored(vec x) { return most(all(SMALLEST_POWER), x); }
 
-// How vectors are multiplied: numbers one by one, or bfloat16 two by two in one 32-bit word.
+// The largest of whole vectors of numbers, NaN aside, from several maxima at once: each waits for the one before.
+inline float largest(const float* numbers, int64_t count) {
+    constexpr int TOPS = 4;
+    vec tops[TOPS];
+    for (vec& top : tops) top = all(MINUS_INFINITY);
+    int64_t i = 0;
+    for (; i + TOPS * W <= count; i += TOPS * W) {
+        HEADWISE_UNROLL
+        for (int t = 0; t < TOPS; ++t) tops[t] = most(load(numbers + i + t * W), tops[t]);
+    }
+    for (; i < count; i += W) tops[0] = most(load(numbers + i), tops[0]);
+    return largest(most(most(tops[0], tops[1]), most(tops[2], tops[3])));
+}
+
+// How numbers are multiplied: one by one, or bfloat16 two by two in one 32-bit word. `step` is how many a word has,
+// `depth` how many of a sum are taken at once, so that what is summed is filled up with zeros to whole ones.
 struct Single {
-    static constexpr int step = 1;
+    static constexpr int step = 1, depth = 1;
     static inline vec multiply(vec total, vec a, vec b) { return fma(a, b, total); }
 };
 
 #if defined(__AVX512BF16__)
 struct Paired {
-    static constexpr int step = 2;
+#if defined(__AMX_BF16__)
+    static constexpr int step = 2, depth = 32;
+#else
+    static constexpr int step = 2, depth = 2;
+#endif
     static inline vec multiply(vec total, vec a, vec b) {
         return _mm512_dpbf16_ps(total, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
     }
