@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from headwise import InputError
 from headwise.functional import losses
@@ -14,6 +16,18 @@ N, V, M = 23, 37, 7
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(losses, "_CHUNK", 5)
+
+
+class Largest(TorchDispatchMode):
+    """Remember the largest tensor that any operation gives."""
+
+    size = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        given = operation(*arguments, **(named or {}))
+        sizes = [x.numel() for x in tree_leaves(given) if isinstance(x, torch.Tensor)]
+        self.size = max([self.size, *sizes])
+        return given
 
 
 def drawn(dtype=torch.float64):
@@ -48,6 +62,38 @@ def test_the_loss_and_its_gradients_equal_those_written_out(smoothing, mixed):
     torch.testing.assert_close(scored.sum, expected, rtol=0, atol=1e-11)
     for found, right in zip(torch.autograd.grad(3 * scored.sum, used), slopes, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_two_readings_are_drawn_together_as_written_out(smoothing):
+    (hidden, weight, bias, *_), half = drawn()
+    hidden = torch.cat([hidden, hidden + torch.randn_like(hidden)]).detach().requires_grad_()
+    target, tensors = half.repeat(2), (hidden, weight, bias)
+    one, two = F.log_softmax(F.linear(*tensors), -1).chunk(2)
+    apart = (one.exp() * (one - two)).sum() / 2 + (two.exp() * (two - one)).sum() / 2
+    expected = written((*tensors, None, None), target, smoothing, mixed=False) + 5 * apart
+    slopes = torch.autograd.grad(3 * expected, tensors)
+    scored = linear_cross_entropy(hidden, weight, target, bias_V=bias, smoothing=smoothing, rdrop=5.0)
+    assert int(scored.count) == 2 * N
+    torch.testing.assert_close(scored.sum, expected, rtol=1e-13, atol=0)
+    for found, right in zip(torch.autograd.grad(3 * scored.sum, tensors), slopes, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-11)
+
+
+def test_equal_readings_have_nothing_that_parts_them():
+    (hidden, weight, *_), target = drawn()
+    alone = linear_cross_entropy(hidden, weight, target)
+    both = linear_cross_entropy(torch.cat([hidden, hidden]), weight, target.repeat(2), rdrop=5.0)
+    torch.testing.assert_close(both.mean, alone.mean)
+
+
+def test_two_readings_never_hold_tokens_x_vocabulary():
+    torch.manual_seed(0)
+    hidden = torch.randn(2 * 4 * losses._CHUNK, M, requires_grad=True)
+    weight, target = torch.randn(1009, M, requires_grad=True), torch.randint(1009, (len(hidden),))
+    with Largest() as largest:
+        linear_cross_entropy(hidden, weight, target, rdrop=1.0).sum.backward()
+    assert largest.size < len(hidden) * 1009
 
 
 def test_it_equals_pytorchs_cross_entropy():
@@ -121,10 +167,16 @@ def test_what_does_not_fit_is_told(change, told):
     (hidden, weight, *_), target = drawn()
     with pytest.raises(InputError, match=told):
         linear_cross_entropy(*change(hidden, weight, target))
+    with pytest.raises(InputError, match="two states of each token; got 23"):
+        linear_cross_entropy(hidden, weight, target, rdrop=1.0)
+    with pytest.raises(InputError, match="`rdrop` must be at least 0 and finite; got -1"):
+        linear_cross_entropy(hidden, weight, target, rdrop=-1)
     with pytest.raises(InputError, match="`smoothing` must lie between 0 and 1; got 2"):
         linear_cross_entropy(hidden, weight, target, smoothing=2)
 
 
 def test_no_tokens_cost_nothing():
     (_, weight, *_), target = drawn()
-    assert linear_cross_entropy(torch.zeros(0, M, dtype=torch.float64), weight, target[:0]).sum.item() == 0
+    for rdrop in (0.0, 1.0):
+        none = torch.zeros(0, M, dtype=torch.float64, requires_grad=True)
+        assert linear_cross_entropy(none, weight, target[:0], rdrop=rdrop).sum.item() == 0

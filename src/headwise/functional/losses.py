@@ -25,7 +25,7 @@ _CHUNK = 512
 _LIBRARY = torch.library.Library("headwise", "FRAGMENT")
 _LIBRARY.define(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? kept, Tensor? other, "
-    "float smoothing, ScalarType dtype, bool slopes) -> Tensor[]"
+    "float smoothing, float rdrop, ScalarType dtype, bool slopes) -> Tensor[]"
 )
 
 
@@ -37,6 +37,7 @@ def linear_cross_entropy(
     bias_V: Float[Tensor, " V"] | None = None,
     smoothing: float = 0.0,
     mixed: tuple[Tensor, Tensor] | None = None,
+    rdrop: float = 0.0,
 ) -> Scored:
     """Sum the cross-entropy of `softmax(hidden weight^T + bias)` over tokens, in nats, and count these.
 
@@ -52,23 +53,27 @@ def linear_cross_entropy(
         mixed: for each token, the logarithms of the share that this distribution has in a mixture, and of what the
             rest of the mixture gives the right token: what is scored is the mixture, as for copying. Both of shape
             (N,). The part that smooths is of this distribution alone.
+        rdrop: weight of the mean of both Kullback-Leibler divergences between the distributions of rows n and N/2 + n,
+            two readings of one token under other dropout (R-Drop; Liang et al. 2021, section 2.1); 0 for none. Both
+            readings are counted, so that the mean is half the loss of the paper.
 
     Raises:
-        InputError: when the sizes do not fit each other, or a target is not in the vocabulary; on an accelerator, where
-            looking waits, targets are trusted.
+        InputError: when the sizes do not fit each other, rows are not in pairs for `rdrop` or mixed, or a target is not
+            in the vocabulary; on an accelerator, where looking waits, targets are trusted.
 
     Example:
         >>> linear_cross_entropy(torch.zeros(3, 8), torch.zeros(5, 8), torch.tensor([0, 4, 2])).mean
         tensor(1.6094)
     """
     _check(hidden_NM, weight_VM, target_N, smoothing)
+    _check_pairs(len(hidden_NM), rdrop, alone=mixed is None)
     kind = hidden_NM.device.type
     lower = torch.is_autocast_enabled(kind) and hidden_NM.dtype != torch.float64
     dtype = torch.get_autocast_dtype(kind) if lower else hidden_NM.dtype
     kept_N, other_N = (None, None) if mixed is None else mixed
     tensors = hidden_NM, weight_VM, target_N, bias_V, kept_N, other_N
     slopes = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    total: Tensor = _LinearCrossEntropy.apply(*tensors, smoothing, dtype, slopes)  # type: ignore[no-untyped-call]
+    total: Tensor = _LinearCrossEntropy.apply(*tensors, smoothing, rdrop, dtype, slopes)  # type: ignore[no-untyped-call]
     return Scored(total, torch.tensor(target_N.numel(), device=target_N.device))
 
 
@@ -86,6 +91,15 @@ def _check(hidden_NM: Tensor, weight_VM: Tensor, target_N: Tensor, smoothing: fl
             raise InputError(f"targets must lie in the vocabulary, 0 to {known}; got {least} to {most}. Check the ids.")
 
 
+def _check_pairs(count: int, rdrop: float, *, alone: bool) -> None:
+    if not 0 <= rdrop < float("inf"):
+        raise InputError(f"`rdrop` must be at least 0 and finite; got {rdrop}. 5 is usual, 0 is none.")
+    if rdrop and count % 2:
+        raise InputError(f"`rdrop` needs two states of each token; got {count}. Read the batch twice.")
+    if rdrop and not alone:
+        raise InputError("`rdrop` compares distributions that are not mixed; got `mixed`. Leave one out.")
+
+
 @torch.library.impl(_LIBRARY, "linear_cross_entropy", "CompositeExplicitAutograd")
 @torch.no_grad()
 def _forward(
@@ -97,10 +111,15 @@ def _forward(
     *rest: Any,
 ) -> list[Tensor]:
     """Give the loss and, where `slopes` asks for them, the gradients of states, table, bias, and both mixed parts."""
-    other_N, smoothing, dtype, slopes = rest
+    other_N, smoothing, rdrop, dtype, slopes = rest
+    gradients = _empty(hidden_NM, weight_VM, bias_V, kept_N, slopes=slopes)
+    if rdrop:
+        one_NM, two_NM = hidden_NM.to(dtype).tensor_split(2)
+        table_VM = weight_VM.to(dtype)
+        both = _Loss(one_NM, table_VM, bias_V, smoothing), _Loss(two_NM, table_VM, bias_V, smoothing)
+        return [_score_both(both, target_N, rdrop, gradients, slopes=slopes), *gradients]
     loss = _Loss(hidden_NM.to(dtype), weight_VM.to(dtype), bias_V, smoothing)
     found = [hidden_NM.new_zeros(0, dtype=loss.working)]
-    gradients = _empty(hidden_NM, weight_VM, bias_V, kept_N, slopes=slopes)
     for at in range(0, hidden_NM.shape[0], _CHUNK):
         rows = slice(at, at + _CHUNK)
         loss.read(loss.hidden_NM[rows], target_N[rows])
@@ -109,6 +128,35 @@ def _forward(
         if slopes:
             loss.slopes(gradients, rows)
     return [torch.cat(found).sum(), *gradients]
+
+
+def _score_both(
+    both: tuple[_Loss, _Loss], target_N: Tensor, rdrop: float, gradients: list[Tensor], *, slopes: bool
+) -> Tensor:
+    """Sum the loss of two readings and what parts them, and write the gradients where `slopes` asks for them."""
+    targets, total = target_N.tensor_split(2), both[0].mean_M.new_zeros(())
+    states = gradients[0].tensor_split(2)
+    for at in range(0, targets[0].shape[0], _CHUNK):
+        rows = slice(at, at + _CHUNK)
+        for loss, half_N in zip(both, targets, strict=True):
+            loss.read(loss.hidden_NM[rows], half_N[rows])
+            total += loss.score(None).sum()
+        apart, *pulls = _divergence(*both, rdrop)
+        total += apart
+        for loss, states_NM, pull_NV in zip(both, states, pulls, strict=True):
+            if slopes:
+                loss.slopes([states_NM, *gradients[1:]], rows, pull_NV)
+    return total
+
+
+def _divergence(one: _Loss, two: _Loss, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the weighted mean of both divergences of two readings, and give its gradients by the logits of each."""
+    # Gaps of logits will do: the normalisers are constants that the weighted means take out again.
+    gap_NV = one.logits_NV.to(one.working, copy=True).sub_(two.logits_NV).mul_(weight / 2)
+    apart_NV = (one.p_NV - two.p_NV).mul_(weight / 2)
+    mean_N1, other_N1 = (torch.einsum("nv,nv->n", loss.p_NV, gap_NV)[:, None] for loss in (one, two))
+    pull_NV = (gap_NV - mean_N1).mul_(one.p_NV).add_(apart_NV)
+    return (mean_N1 - other_N1).sum(), pull_NV, gap_NV.sub_(other_N1).mul_(two.p_NV).add_(apart_NV).neg_()
 
 
 def _empty(
@@ -162,8 +210,8 @@ class _Loss:
         mean_N = torch.mv(self.states_NM.to(self.working), self.mean_M) + self.mean_bias - self.lse_N
         return -(1 - self.smoothing) * right_N - self.smoothing * mean_N
 
-    def slopes(self, gradients: list[Tensor], rows: slice) -> None:
-        """Write or add up the gradients of some tokens; their probabilities are lost."""
+    def slopes(self, gradients: list[Tensor], rows: slice, pull_NV: Tensor | None = None) -> None:
+        """Write or add up the gradients of some tokens, those of their logits with a pull; probabilities are lost."""
         states_NM, table_VM, bias_V, kept_N, other_N = gradients
         sharp = 1 - self.smoothing
         if self.blame_N is None:
@@ -175,6 +223,8 @@ class _Loss:
         if self.smoothing:
             self.p_NV -= self.smoothing / self.p_NV.shape[1]
         self.p_NV.scatter_add_(1, self.target_N1, right_N1)
+        if pull_NV is not None:
+            self.p_NV += pull_NV
         if bias_V.numel():
             bias_V += self.p_NV.sum(0)
         slope_NV = self.p_NV if self.p_NV.dtype == self.weight_VM.dtype else self.logits_NV.copy_(self.p_NV)
@@ -208,4 +258,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             x * slope.to(x.dtype) if x.numel() and needed else None
             for x, needed in zip(ctx.saved_tensors, [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)], strict=True)
         )
-        return states, table, None, bias, kept, other, None, None, None
+        return states, table, None, bias, kept, other, None, None, None, None
