@@ -206,7 +206,7 @@ either side where it takes padding. Those that generate give the same tokens, gr
 
 Heads that can be *cut* were: with `headwise.integrations.transformers.TransformersLayout`, the smaller model equals the
 whole one with these heads gated to 0, and comes back from `save` and `load` with the same bits. Heads that can be
-*shared* get fewer keys and values, each the mean of those it stands for.
+*shared* get fewer keys and values, each the mean, or the best, of those it stands for.
 
 """
 _PADDED = {"encoder": "left, right", "decoder": "left, right", "pair": "left, right", "both": "left, right"}

@@ -10,7 +10,7 @@ import transformers
 
 from headwise import BackendError, ConfigError, InputError
 from headwise.contracts import HeadId
-from headwise.heads import gated, gradient_importance, observe, plan, prune, random_scores
+from headwise.heads import HeadScores, gated, gradient_importance, observe, plan, prune, random_scores, representatives
 from headwise.integrations.transformers import TransformersLayout, attach, detach, load, save
 from headwise.integrations.transformers.projections import find
 from tests.oracle.architectures import EQUAL, build, inputs
@@ -129,6 +129,20 @@ def test_heads_share_keys_and_values(name, tmp_path):
     expected = first(whole, given)
     found = first(TransformersLayout(whole).share(1), given)
     assert float((found - expected).abs().max()) <= NEAR * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_head_that_is_needed_stands_for_those_that_are_not(name):
+    model, given = attach(build(BY_NAME[name])), inputs(BY_NAME[name], "none")
+    layout = TransformersLayout(model)
+    needed = {place.path: place.groups[-1] for place in layout.places}
+    closed = gates_of(layout, needed)
+    scores = {
+        HeadId(place.path, head): float(head in needed[place.path]) for place in layout.places for head in place.heads
+    }
+    shared = layout.share(1, representatives(layout, HeadScores("made up", scores), 1))
+    with gated(model, closed), gated(shared, closed):
+        assert float((first(shared, given) - first(model, given)).abs().max()) <= NEAR
 
 
 def test_names_outlive_detaching_and_training_goes_on():

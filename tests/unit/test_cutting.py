@@ -18,6 +18,7 @@ from headwise.heads import (
     plan_within,
     prune,
     random_scores,
+    representatives,
 )
 from headwise.models import Classifier, ClassifierConfig, EncoderConfig, OwnLayout, load, save
 
@@ -181,6 +182,26 @@ def test_heads_share_keys_and_values():
                 getattr(each, name).weight.data = torch.cat([half, half])
                 getattr(each, name).bias.data[6:] = getattr(each, name).bias.data[:6]
     torch.testing.assert_close(logits(same.share(1)), logits(same.model))
+
+
+def test_the_head_that_is_needed_stands_for_those_that_are_not():
+    torch.manual_seed(0)
+    model = built()
+    for path, layer in model.named_modules():
+        if path.endswith("attention"):
+            layer.output.weight.data.unflatten(1, (4, 6))[:, [0, 2, 3]] = 0  # what these heads see is not read
+    scores = gradient_importance(model, [None], lambda held, _: losses(held))
+    chosen = representatives(OwnLayout(model), scores, 1)
+    assert {tuple(weights_GN.flatten().tolist()) for weights_GN in chosen.values()} == {(0, 1, 0, 0)}
+    torch.testing.assert_close(logits(OwnLayout(model).share(1, chosen)), logits(model))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(logits(OwnLayout(model).share(1)), logits(model))
+    few = representatives(OwnLayout(built(kv_heads=2)), random_scores(built(kv_heads=2)), 1)
+    assert {tuple(weights_GN.shape) for weights_GN in few.values()} == {(1, 2)}
+    with pytest.raises(InputError, match="scores must be of this model's"):
+        representatives(OwnLayout(model), HeadScores("random", {}), 1)
+    with pytest.raises(ConfigError, match="`kv_heads` must divide"):
+        representatives(OwnLayout(model), scores, 3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
+
+from headwise.errors import ConfigError
 
 __all__ = ["HeadId", "Layout", "Place"]
 
@@ -42,6 +44,19 @@ class Place:
         size = len(self.heads) // self.kv_heads
         return tuple(self.heads[at : at + size] for at in range(0, len(self.heads), size))
 
+    def stood_for(self, kv_heads: int) -> int:
+        """Tell how many key and value heads, side by side, each of so many would stand for.
+
+        Raises:
+            ConfigError: when the number does not divide those that there are.
+        """
+        if kv_heads < 1 or self.kv_heads % kv_heads:
+            raise ConfigError(
+                f"`kv_heads` must divide the key and value heads of each layer; got {kv_heads} "
+                f"for {self.kv_heads} at {self.path}. Take a divisor."
+            )
+        return self.kv_heads // kv_heads
+
 
 class Layout(Protocol):
     """Know a model's heads, and build smaller models of it."""
@@ -53,5 +68,14 @@ class Layout(Protocol):
     def cut(self, keep: Mapping[str, tuple[int, ...]]) -> nn.Module:
         """Build the model that has only these heads at each place; the model itself stays as it is."""
 
-    def share(self, kv_heads: int) -> nn.Module:
-        """Build the model whose layers have so many key and value heads, each the mean of those it stands for."""
+    def share(self, kv_heads: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Build the model whose layers have so many key and value heads, each made of those it stands for.
+
+        Args:
+            kv_heads: key and value heads of each layer.
+            weights: by the path of the seam, shape (G, N): what each of the N heads adds to the one of G that stands
+                for it; their mean where left out.
+
+        Raises:
+            ConfigError: when the number does not divide those of every layer.
+        """

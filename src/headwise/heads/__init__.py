@@ -1,4 +1,4 @@
-"""Look at heads, score them, and cut them."""
+"""Look at heads, score them, cut them, and let them share."""
 
 from headwise.heads.gates import gated
 from headwise.heads.importance import HeadScores, ablate, gradient_importance, random_scores
@@ -9,6 +9,7 @@ from headwise.heads.prune import Plan, plan, plan_within, prune
 from headwise.heads.report import Report, page_of
 from headwise.heads.report_data import Packed
 from headwise.heads.roles import Role, guess
+from headwise.heads.share import representatives
 from headwise.heads.table import HeadTable, Seam
 from headwise.heads.tokens import Tokens
 
@@ -36,5 +37,6 @@ __all__ = [
     "plan_within",
     "prune",
     "random_scores",
+    "representatives",
     "sharpness",
 ]

@@ -14,7 +14,7 @@ from headwise.contracts.layout import HeadId, Layout, Place
 from headwise.errors import ConfigError, InputError
 from headwise.heads.importance import HeadScores
 
-__all__ = ["Plan", "plan", "plan_within", "prune"]
+__all__ = ["Plan", "check_scores", "plan", "plan_within", "prune"]
 
 _FORMAT = 1
 
@@ -78,7 +78,7 @@ def plan(layout: Layout, scores: HeadScores, keep: float) -> Plan:
     if not 0 < keep <= 1:
         raise ConfigError(f"`keep` must be above 0 and at most 1; got {keep}. 0.6 keeps 60 % of the heads.")
     heads = [HeadId(place.path, name) for place in layout.places for name in place.heads]
-    _check(scores, heads)
+    check_scores(scores, heads)
     ranked = _ranked(layout.places, scores)
     best = {path: next(group for at, group in ranked if at == path) for path in {at for at, _ in ranked}}
     chosen = list(best.items())
@@ -106,7 +106,12 @@ def _ranked(places: tuple[Place, ...], scores: HeadScores) -> list[tuple[str, tu
     )
 
 
-def _check(scores: HeadScores, heads: list[HeadId]) -> None:
+def check_scores(scores: HeadScores, heads: list[HeadId]) -> None:
+    """Refuse scores that lack some of these heads.
+
+    Raises:
+        InputError: when they do.
+    """
     missing = sorted(set(heads) - set(scores.scores))
     if missing:
         raise InputError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headwise.contracts.layout import Place
-from headwise.errors import ConfigError, InputError
+from headwise.errors import InputError
 from headwise.models.checkpoint import Model
 from headwise.models.classifier import Classifier, Encoder
 from headwise.models.config import ClassifierConfig, EncoderConfig
@@ -73,24 +73,26 @@ class OwnLayout:
             ]  # of the last layer, which looks at the source
         return self._built(heads, groups, tensors)
 
-    def share(self, kv_heads: int) -> Model:
-        """Build the model whose layers have so many key and value heads, each the mean of those it stands for.
+    def share(self, kv_heads: int, weights: Mapping[str, Tensor] | None = None) -> Model:
+        """Build the model whose layers have so many key and value heads, each made of those it stands for.
+
+        Args:
+            kv_heads: key and value heads of each layer.
+            weights: as for `headwise.contracts.Layout`; the mean where left out.
 
         Raises:
             ConfigError: when the number does not divide the key and value heads of every layer.
         """
         tensors, heads, groups = dict(self.model.state_dict()), {}, {}
-        for path, layer in self._layers():
-            if kv_heads < 1 or layer.kv_heads % kv_heads:
-                raise ConfigError(
-                    f"`kv_heads` must divide the key and value heads of each layer; got {kv_heads} "
-                    f"for {layer.kv_heads} at {path}. Take a divisor."
-                )
+        for place, (path, layer) in zip(self.places, self._layers(), strict=True):
+            size = place.stood_for(kv_heads)
+            weights_GN = torch.full((kv_heads, size), 1 / size) if weights is None else weights[place.path]
             heads[path], groups[path] = layer.heads, kv_heads
             for name in ("key", "value"):
                 for kind, tensor in getattr(layer, name).named_parameters():
                     parts = tensor.unflatten(0, (kv_heads, -1, layer.d_head))
-                    tensors[f"{path}.{name}.{kind}"] = parts.mean(1).flatten(0, 1)
+                    made = torch.einsum("gn,gn...->g...", weights_GN.to(tensor), parts)
+                    tensors[f"{path}.{name}.{kind}"] = made.flatten(0, 1)
         return self._built(heads, groups, tensors)
 
     def _layers(self) -> Iterator[tuple[str, MultiHeadAttention]]:

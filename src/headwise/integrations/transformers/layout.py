@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headwise.contracts.layout import Place
-from headwise.errors import BackendError, ConfigError, InputError
+from headwise.errors import BackendError, InputError
 from headwise.integrations.transformers.projections import Kept, Projections, find
 from headwise.integrations.transformers.trial import run, sample
 
@@ -64,14 +64,19 @@ class TransformersLayout:
         """
         return self._slimmed([_cut(each, keep[each.seam]) for each in find(self.model)])
 
-    def share(self, kv_heads: int) -> PreTrainedModel:
-        """Build the model whose layers have so many key and value heads, each the mean of those it stands for.
+    def share(self, kv_heads: int, weights: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
+        """Build the model whose layers have so many key and value heads, each made of those it stands for.
+
+        Args:
+            kv_heads: key and value heads of each layer.
+            weights: as for `headwise.contracts.Layout`; the mean where left out.
 
         Raises:
             ConfigError: when the number does not divide the key and value heads of every layer.
             BackendError: when queries, keys and values come of one product, or the code of a layer does not allow it.
         """
-        return self._slimmed([_shared(each, kv_heads) for each in find(self.model)])
+        layers = zip(self.places, find(self.model), strict=True)
+        return self._slimmed([_shared(place, layer, kv_heads, weights) for place, layer in layers])
 
     def _slimmed(self, kept: list[Kept]) -> PreTrainedModel:
         slim = copy.deepcopy(self.model)
@@ -93,21 +98,15 @@ def _cut(layer: Projections, names: tuple[int, ...]) -> Kept:
     return Kept(queries, tuple((group,) for group in served))
 
 
-def _shared(layer: Projections, kv_heads: int) -> Kept:
-    count = len(layer.rows[1])
-    if kv_heads < 1 or count % kv_heads:
-        raise ConfigError(
-            f"`kv_heads` must divide the key and value heads of each layer; got {kv_heads} "
-            f"for {count} at {layer.path}. Take a divisor."
-        )
-    size = count // kv_heads
+def _shared(place: Place, layer: Projections, kv_heads: int, weights: Mapping[str, Tensor] | None) -> Kept:
+    size = place.stood_for(kv_heads)
     if layer.fused and size > 1:
         raise BackendError(
             f"keys and values to share must have products of their own; got one for all in "
             f"{type(layer.layer).__name__} at {layer.path}. Cut heads instead."
         )
-    groups = tuple(tuple(range(at, at + size)) for at in range(0, count, size))
-    return Kept(tuple(range(len(layer.rows[0]))), groups)
+    groups = tuple(tuple(range(at, at + size)) for at in range(0, place.kv_heads, size))
+    return Kept(tuple(range(len(layer.rows[0]))), groups, None if weights is None else weights[place.path])
 
 
 def _compare(slim: PreTrainedModel, inputs: Mapping[str, Tensor], wanted: Tensor) -> None:

@@ -33,7 +33,9 @@ class Kept:
     queries: tuple[int, ...]
     """Query heads that stay."""
     groups: tuple[tuple[int, ...], ...]
-    """Key and value heads that stay; several in one group become their mean."""
+    """Key and value heads that stay; several in one group become one."""
+    weights_GN: Tensor | None = None
+    """What each head adds to the one that its group becomes; their mean where left out."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ class Projections:
         columns = (torch.tensor(gone, dtype=torch.long)[:, None] * width + torch.arange(width)).flatten()
         _matrix(self.output)[:, columns] = 0
         for product, rows_GD in zip(self.products[1:], self.rows[1:], strict=True):
-            for group in (each for each in kept.groups if len(each) > 1):
-                for tensor in _row_tensors(product):
-                    tensor[rows_GD[list(group)]] = tensor[rows_GD[list(group)]].mean(0, keepdim=True)
+            for at, group in enumerate(kept.groups):
+                rows_ND = rows_GD[list(group)]
+                even_N = torch.full((len(group),), 1 / len(group))
+                weights_N = even_N if kept.weights_GN is None else kept.weights_GN[at]
+                for tensor in _row_tensors(product) if len(group) > 1 else ():
+                    tensor[rows_ND] = torch.tensordot(weights_N.to(tensor), tensor[rows_ND], dims=1)[None]
 
     @torch.no_grad()
     def slim(self, kept: Kept) -> None:
