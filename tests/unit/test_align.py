@@ -97,6 +97,16 @@ def test_a_lexicon_is_ibm_1():
             assert not found[b, t, len(expected) :].any()
 
 
+def test_nearness_tells_equal_words_apart_by_their_places():
+    source_BK, target_BT = torch.tensor([[3, 4, 3, STOP]]), torch.tensor([[BEGIN, 33, 34, 33, END]])
+    pairs = PairBatch(source_BK, torch.tensor([4]), target_BT, torch.tensor([5]), torch.arange(1))
+    known = [reversed_pairs(200), pairs]
+    far, near = (Lexicon(known, nearness=nearness).posterior(pairs)[0] for nearness in (0.0, 8.0))
+    assert far[0, 0] == far[0, 2]
+    torch.testing.assert_close(near[0, 0] / near[0, 2], torch.tensor(10 / 3).exp())
+    assert near.argmax(-1).tolist() == [0, 1, 2]
+
+
 def test_unknown_words_have_no_posterior():
     pairs = reversed_pairs(9)
     other = PairBatch(

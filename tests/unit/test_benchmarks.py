@@ -21,6 +21,7 @@ PROGRAMS = {
     "imdb": (),
     "translation_training": (),
     "decoding": (),
+    "alignment": (),
     "overhead": (),
     "report": (),
     "serving": (),
@@ -28,7 +29,7 @@ PROGRAMS = {
     "pruning": (),
     "observing": ("--dtype", "float32"),
 }
-NUMBER = re.compile(r"-|\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
+NUMBER = re.compile(r"-|-?\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
 
 def run(program: str, *options: str) -> subprocess.CompletedProcess:

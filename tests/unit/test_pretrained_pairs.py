@@ -96,7 +96,7 @@ def test_marian_translates_as_transformers_does(marian):
     folder, model, theirs = marian
     held = load_pretrained_pairs(folder)
     assert (held.decoding.beams, held.decoding.max_length, held.decoding.no_repeat) == (3, 16, 2)
-    assert held.prefix == ()
+    assert (held.decoding.prefix, held.purpose.task) == ((), "translation")
     lines = texts("en")[:20]
     expected = model.generate(**theirs(lines, return_tensors="pt", padding=True))
     rows = [[*ids, held.model.config.end] for ids in held.tokenizer.encode(lines, max_tokens=80).ids]
@@ -135,14 +135,13 @@ def test_bart_keeps_its_begin_and_leaves_the_end_to_us(tmp_path):
 
 def test_older_folders_tell_how_to_write_in_their_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_beams": 4, "max_length": 142, "min_length": 56}))
-    decoding, prefix = usual_decoding(tmp_path, pad=1)
-    assert decoding == Decoding(
+    assert usual_decoding(tmp_path, pad=1) == Decoding(
         beams=4, max_length=141, min_length=55, max_ratio=None, suppress=(1,), stop="early", method="beam"
     )
     told = {"num_beams": 1, "forced_bos_token_id": 7, "bad_words_ids": [[5], [6, 7]], "max_new_tokens": 9}
     (tmp_path / "generation_config.json").write_text(json.dumps(told))
-    decoding, prefix = usual_decoding(tmp_path, pad=1)
-    assert (decoding.method, decoding.max_length, decoding.suppress, prefix) == ("greedy", 9, (5, 1), (7,))
+    decoding = usual_decoding(tmp_path, pad=1)
+    assert (decoding.method, decoding.max_length, decoding.suppress, decoding.prefix) == ("greedy", 9, (5, 1), (7,))
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,42 @@ def test_padding_changes_no_state(model):
         torch.testing.assert_close(whole[b, : TARGET_LENGTH[b]], alone[0], rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False])
+def test_word_dropout_takes_whole_words_of_both_sides_in_training(shared):
+    settings = {"shared": shared, "tied": shared}
+    model = build(positions="rotary", dropout=0.0, word_dropout=0.25, settings=settings)
+    entered = {}
+    for part in (model.encoder, model.decoder):
+        part.dropout.register_forward_pre_hook(lambda _, given, part=part: entered.__setitem__(part, given[0]))
+    words, length_B = torch.randint(3, 17, (40, 50)), torch.full((40,), 50)
+    model(words, length_B, words, length_B)
+    assert all((x_BTM != 0).all() for x_BTM in entered.values())
+    model.train()(words, length_B, words, length_B)
+    gone = [(x_BTM == 0) for x_BTM in entered.values()]
+    assert len(gone) == 2
+    for gone_BTM in gone:
+        assert torch.equal(gone_BTM.any(-1), gone_BTM.all(-1))
+        assert 0.2 < gone_BTM[..., 0].double().mean() < 0.3
+    assert not torch.equal(*gone)
+
+
+def test_rdrop_reads_a_batch_twice_and_draws_both_together():
+    model = build(dropout=0.3).train()
+    alone, doubled = (model.loss(BATCH, rdrop=rdrop) for rdrop in (0.0, 1e-9))
+    assert (int(alone.count), int(doubled.count)) == (10, 20)
+    weighted = []
+    for rdrop in (1e-9, 1.0, 2.0):
+        torch.manual_seed(1)
+        weighted.append(model.loss(BATCH, rdrop=rdrop).sum.detach())
+    assert weighted[1] > weighted[0]
+    torch.testing.assert_close(weighted[2] - weighted[1], weighted[1] - weighted[0])
+    model.loss(BATCH, rdrop=1.0).sum.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    still = model.eval().loss(BATCH, rdrop=5.0)
+    torch.testing.assert_close(still.mean, model.loss(BATCH).mean)
+
+
 def test_the_loss_is_that_of_each_next_token_and_adds_over_batches(model):
     scored = model.loss(BATCH, smoothing=0.1)
     logits_BTV = model.logits(model(SOURCE, SOURCE_LENGTH, TARGET, TARGET_LENGTH))

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from headwise.contracts import Mask, PairBatch, Scored
+from headwise.contracts import Mask, PairBatch, Scored, twice
 from headwise.functional.losses import linear_cross_entropy
 from headwise.models import parts
 from headwise.models.classifier import Encoder
@@ -183,14 +183,18 @@ class Seq2Seq(nn.Module):
         found: tuple[Tensor, Tensor | None] = self.decoder(x_BTM, target_length_B, source_BKM, source_length_B)
         return found
 
-    def loss(self, batch: PairBatch, *, smoothing: float = 0.0) -> Scored:
+    def loss(self, batch: PairBatch, *, smoothing: float = 0.0, rdrop: float = 0.0) -> Scored:
         """Sum the cross-entropy of every target token but the first, in nats; tokens x vocabulary are never held.
 
         Args:
             batch: pairs.
             smoothing: share of the target's probability that is spread over the vocabulary (Szegedy et al. 2016,
                 section 7).
+            rdrop: weight with which two readings of the batch, under other dropout, are drawn towards each other
+                (R-Drop; Liang et al. 2021); 0 reads once. Other than 0 it doubles the memory of a step and a little
+                more than doubles its time, and each token is counted twice.
         """
+        batch = twice(batch) if rdrop else batch
         length_B = batch.target_length_B - 1
         given = batch.source_BK, batch.source_length_B, batch.target_BT[:, :-1], length_B
         # A call of the model itself is what `torch.compile` and shards know of.
@@ -207,6 +211,7 @@ class Seq2Seq(nn.Module):
             bias_V=self.output_bias,
             smoothing=smoothing,
             mixed=mixed,
+            rdrop=rdrop,
         )
 
     def logits(self, hidden_BTM: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Seq2SeqConfig:
                 yield f"`{name}` must be a token of the target's vocabulary of {sizes[1]}; got {token}. Change it."
 
 
-_SHARED = {"activation": "relu", "norm": "post", "positions": "sinusoidal", "scale_embedding": True}
+_SHARED = {"activation": "relu", "norm": "pre", "positions": "sinusoidal", "scale_embedding": True}
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "d_model": 128,
@@ -159,7 +159,9 @@ def seq2seq_preset(size: str) -> dict[str, Any]:
     """Give the settings of a model for an amount of pairs, as a table to read or to change.
 
     Vectors are shared by both sides and tied to the output everywhere: a rare word is learned from all its uses, and
-    the tables, most of a small model, are there once.
+    the tables, most of a small model, are there once. Parts are normalised before, not after as in the papers named:
+    normalised after, an encoder of 4 layers came to give every position the same state at the learning rates that
+    small models want, and nothing was translated.
 
     - tiny: up to some 30 thousand pairs; the Transformer-Tiny of Wu et al. 2021 (section 3.1), 4 + 4 layers of width
       128, 1.3 million parameters besides the vectors. Larger models learn so few pairs by heart; dropout of 0.3 keeps

@@ -39,6 +39,8 @@ __all__ = [
 _Link = tuple[int, int]
 
 _FLOOR = 1e-9
+_NOWHERE = 0.25
+"""Distance of no source token at all, in lengths of a text."""
 
 
 class AligningHead(NamedTuple):
@@ -82,6 +84,8 @@ class Lexicon:
     Args:
         batches: pairs; the target's begin and end tokens are left out.
         rounds: how often all pairs are counted.
+        nearness: how fast a source token becomes less likely with its distance from the target word's place, both
+            counted in lengths of their texts (Dyer et al. 2013); 0 is IBM-1, which knows nothing of places.
 
     Example:
         >>> source_BK, target_BT = torch.tensor([[2, 3], [2, 4]]), torch.tensor([[0, 7, 8, 1], [0, 9, 7, 1]])
@@ -90,22 +94,24 @@ class Lexicon:
         tensor([0, 1])
     """
 
-    def __init__(self, batches: Iterable[PairBatch], rounds: int = 5) -> None:
-        pairs, targets, before = [], [], 0
+    def __init__(self, batches: Iterable[PairBatch], rounds: int = 5, *, nearness: float = 0.0) -> None:
+        self.nearness = nearness
+        pairs, targets, priors, before = [], [], [], 0
         for batch in batches:
             pair_BTK, real_BTK = _pairs(batch)
             token_BTK = before + np.arange(real_BTK[..., 0].size).reshape(*real_BTK.shape[:2], 1)
             before += real_BTK[..., 0].size
             pairs.append(pair_BTK[real_BTK])
             targets.append(np.broadcast_to(token_BTK, real_BTK.shape)[real_BTK])
+            priors.append(self._prior(batch)[real_BTK])
         if not pairs:
             raise InputError("a lexicon must see some pairs; got none. Pass the training data.")
         self.known_N, pair_N = np.unique(np.concatenate(pairs), return_inverse=True)
         _, target_N = np.unique(np.concatenate(targets), return_inverse=True)
         _, source_N = np.unique(self.known_N >> 32, return_inverse=True)
-        self.probability_N = np.ones(len(self.known_N))
+        self.probability_N, prior_N = np.ones(len(self.known_N)), np.concatenate(priors)
         for _ in range(rounds):
-            share_N = self.probability_N[pair_N]
+            share_N = self.probability_N[pair_N] * prior_N
             share_N /= np.bincount(target_N, share_N)[target_N]
             count_N = np.bincount(pair_N, share_N)
             self.probability_N = count_N / np.bincount(source_N, count_N)[source_N]
@@ -118,9 +124,23 @@ class Lexicon:
         pair_BTK, real_BTK = _pairs(batch)
         place_BTK = np.searchsorted(self.known_N, pair_BTK).clip(max=len(self.known_N) - 1)
         known_BTK = real_BTK & (self.known_N[place_BTK] == pair_BTK)
-        share_BTK = np.where(known_BTK, self.probability_N[place_BTK], 0.0)
+        share_BTK = np.where(known_BTK, self.probability_N[place_BTK], 0.0) * self._prior(batch)
         share_BTK /= share_BTK.sum(-1, keepdims=True).clip(min=_FLOOR)
         return torch.from_numpy(share_BTK[..., 1:]).float()
+
+    def _prior(self, batch: PairBatch) -> np.ndarray:
+        """Weigh every source token by its place beside each target word's."""
+        places = [
+            (np.arange(count) + 0.5) / length_B.cpu().numpy().clip(min=1)[:, None]
+            for count, length_B in (
+                (batch.source_BK.shape[1], batch.source_length_B),
+                (batch.target_BT.shape[1] - 2, batch.target_length_B - 2),
+            )
+        ]
+        far_BTK = np.pad(np.abs(places[0][:, None] - places[1][:, :, None]), [(0, 0), (0, 0), (1, 0)])
+        far_BTK[..., 0] = _NOWHERE
+        weight_BTK: np.ndarray = np.exp(-self.nearness * far_BTK)
+        return weight_BTK.astype(np.float32)
 
 
 def find_heads(
@@ -250,9 +270,10 @@ def _hearing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _hear(heard: dict[str, Tensor], place: str, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    assert isinstance(seam, Attend), "hooked as one"
     if kwargs.get("cross"):
         mask = args[3] if len(args) > 3 else kwargs.get("mask")
-        heard[place] = attention_weights(args[0], args[1], mask, bias=kwargs.get("bias"), scale=kwargs.get("scale"))
+        heard[place] = attention_weights(args[0], args[1], mask, bias=kwargs.get("bias"), scale=seam.scale)
 
 
 def _words(batch: PairBatch) -> Tensor:

@@ -82,6 +82,12 @@ class Table:
             raise InputError(f"the data must have a split `{name}`; got {known}. Name a file for it, or cut one off.")
         return self.splits[name]
 
+    def chosen(self, split: str | None) -> np.ndarray:
+        """Give the rows that a command is about: of a split, all of them for `all`; left out, of `test` or all."""
+        if split == ALL or (split is None and "test" not in self.splits):
+            return np.arange(len(self))
+        return self.rows(split or "test")
+
     def texts(self, role: str, rows: np.ndarray | None = None) -> Iterator[list[str]]:
         """Read a column a few thousand rows at a time.
 

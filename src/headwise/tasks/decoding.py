@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headwise.contracts.settings import read
 from headwise.errors import InputError
+from headwise.functional.largest import largest
 
 __all__ = ["Decodable", "Decoding", "Hypothesis", "Progress", "decode"]
 
@@ -65,6 +66,8 @@ class Decoding:
     """Length of the runs of tokens that may stand only once in a text; 0 for no such rule."""
     suppress: tuple[int, ...] = ()
     """Ids of tokens that are never written."""
+    prefix: tuple[int, ...] = ()
+    """Ids of tokens that every text has to begin with."""
     stop: Literal["exact", "early"] = "exact"
     """When a beam search ends: exact, when no beam can win any more, however it goes on; early, when as many texts as
     beams have ended and the best beam, were it to end at once, would lose to them."""
@@ -79,24 +82,19 @@ class Decoding:
 
     def problems(self) -> Iterator[str]:
         """Tell what no search can do, a line each."""
-        for name, least in (("beams", 1), ("n_best", 1), ("max_length", 1), ("min_length", 0)):
-            if (value := getattr(self, name)) < least:
-                yield f"`{name}` must be at least {least}; got {value}. Set it in the decoding section."
-        for name in ("no_repeat", "top_k", "length_penalty"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                yield f"`{name}` must be at least 0; got {value}. 0 turns it off."
+        lowest = {"beams": 1, "n_best": 1, "max_length": 1, "min_length": 0, "no_repeat": 0, "top_k": 0}
+        for name, least in {**lowest, "length_penalty": 0}.items():
+            if not least <= (value := getattr(self, name)) < math.inf:
+                yield f"`{name}` must be at least {least}; got {value}. {getattr(Decoding, name)} is usual."
+        for name, most, usual in (("max_ratio", 1e6, 2), ("temperature", 1e6, 1), ("top_p", 1, 0.9)):
+            if (value := getattr(self, name)) is not None and not 0 < value <= most:
+                yield f"`{name}` must be above 0 and at most {most:g}; got {value}. {usual} is usual."
         if self.method == "greedy" and self.beams > 1:
             yield f'`beams` must be 1 where `method` is "greedy"; got {self.beams}. Set `method` to "beam".'
         if self.n_best > self.beams >= 1:
             yield f"`n_best` must be at most `beams`; got {self.n_best} of {self.beams}. Raise `beams`."
         if self.min_length > self.max_length >= 1:
             yield f"`min_length` must be at most `max_length` {self.max_length}; got {self.min_length}. Change one."
-        if self.max_ratio is not None and not 0 < self.max_ratio < math.inf:
-            yield f"`max_ratio` must be above 0; got {self.max_ratio}. 2 is usual."
-        if not 0 < self.temperature < math.inf:
-            yield f'`temperature` must be above 0; got {self.temperature}. Set `method` to "greedy" for no chance.'
-        if not 0 < self.top_p <= 1:
-            yield f"`top_p` must be above 0 and at most 1; got {self.top_p}. 0.9 is usual."
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def decode(
         decoding: how to write.
         begin: token that stands before every text.
         end: token that ends one.
-        prefix_BT: tokens that each text has to begin with, -1 beyond the end of a shorter prefix.
+        prefix_BT: a prefix for each text in place of `decoding.prefix`, -1 beyond the end of a shorter one.
         row_B: number of each source, from which its random numbers come; its place in the batch where left out.
 
     Returns:
@@ -143,99 +141,84 @@ def decode(
     if not models or source_BK.dim() != 2 or source_length_B.shape != source_BK.shape[:1]:
         told = f"{len(models)} models, sources {tuple(source_BK.shape)}, lengths {tuple(source_length_B.shape)}"
         raise InputError(f"`decode` must have a model, sources (B, K) and lengths (B,); got {told}. Pass them so.")
-    decoding = read(Decoding, asdict(decoding))
-    search = _Search(models, source_BK, source_length_B, decoding, begin=begin, end=end, prefix_BT=prefix_BT)
+    search = _Search(models, source_BK, source_length_B, read(Decoding, asdict(decoding)), begin, end)
+    if prefix_BT is not None:
+        search.prefix_BT = prefix_BT
     if decoding.method == "sample":
-        search.draw_chances(row_B)
+        search.chance_BTW = _chances(decoding, search.sentence_B if row_B is None else row_B).to(source_BK.device)
     while len(search.sentence_B):
         search.step()
     return [found[: decoding.n_best] for found in search.found]
 
 
+def _chances(decoding: Decoding, row_B: Tensor) -> Tensor:
+    """Draw a number from 0 to 1 for every token of every text, from a generator of each source's own."""
+    makers = [torch.Generator().manual_seed((decoding.seed * 1_000_003 + row) % 2**63) for row in row_B.tolist()]
+    shape = decoding.max_length, decoding.beams
+    return torch.stack([torch.rand(shape, generator=maker, dtype=torch.float64) for maker in makers])
+
+
 class _Search:
-    """Hold the beams of the sentences that are still being written: B sentences, W beams of T tokens."""
+    """Hold the beams of the B sentences that are still being written: W texts of T tokens, the begin token first."""
 
     def __init__(
-        self,
-        models: Sequence[Decodable],
-        source_BK: Tensor,
-        length_B: Tensor,
-        decoding: Decoding,
-        *,
-        begin: int,
-        end: int,
-        prefix_BT: Tensor | None,
+        self, models: Sequence[Decodable], source_BK: Tensor, length_B: Tensor, decoding: Decoding, begin: int, end: int
     ) -> None:
         batch, device = len(source_BK), source_BK.device
         # Beams begin alike: a search starts from one. Texts that are drawn go apart by themselves.
         beams = decoding.beams if decoding.method == "sample" else 1
-        self.models, self.decoding, self.end = models, decoding, end
-        self.states = [model.begin(source_BK, length_B) for model in models]
+        self.decoding, self.end, self.time = decoding, end, 0
+        self.writers = [(model, model.begin(source_BK, length_B)) for model in models]
         self.found: list[list[Hypothesis]] = [[] for _ in range(batch)]
         self.sentence_B = torch.arange(batch, device=device)
-        self.longest_B = _longest(length_B, decoding)
-        self.prefix_BT = torch.empty(batch, 0, dtype=torch.long, device=device) if prefix_BT is None else prefix_BT
-        self.chance_BTW: Tensor | None = None
-        self.token_BW = torch.full((batch, beams), begin, device=device)
-        self.written_BWT = torch.empty(batch, beams, 0, dtype=torch.long, device=device)
+        self.longest_B = torch.full_like(length_B, decoding.max_length)
+        if decoding.max_ratio is not None:
+            by_source_B = (decoding.max_ratio * length_B + 10).ceil().long().clamp(min=decoding.min_length)
+            self.longest_B = self.longest_B.minimum(by_source_B)
+        self.prefix_BT = torch.tensor(decoding.prefix, dtype=torch.long, device=device).expand(batch, -1)
+        self.chance_BTW = torch.empty(batch, 0, beams, device=device)
+        self.text_BWT = torch.full((batch, beams, 1), begin, device=device)
         self.sum_BW = torch.zeros(batch, beams, device=device, dtype=torch.float64)
-
-    def draw_chances(self, row_B: Tensor | None) -> None:
-        """Draw a number from 0 to 1 for every token of every text, from a generator of each source's own."""
-        rows = self.sentence_B.tolist() if row_B is None else row_B.tolist()
-        makers = [torch.Generator().manual_seed((self.decoding.seed * 1_000_003 + row) % 2**63) for row in rows]
-        shape = self.decoding.max_length, self.decoding.beams
-        chances = [torch.rand(shape, generator=maker, dtype=torch.float64) for maker in makers]
-        self.chance_BTW = torch.stack(chances).to(self.sentence_B.device)
 
     def step(self) -> None:
         """Write one more token of every beam, and part with the sentences that are done."""
         logp_BWV = self._restricted(self._log_probabilities())
-        if self.chance_BTW is None:
-            parent_BN, token_BN, sum_BN = self._best(logp_BWV)
-        else:
-            parent_BN, token_BN, sum_BN = self._drawn(logp_BWV, self.chance_BTW)
-        if not bool((sum_BN > -math.inf).any(1).all()):
+        ways = self._drawn(logp_BWV) if self.decoding.method == "sample" else self._best(logp_BWV)
+        if not bool((ways[2] > -math.inf).any(1).all()):
             raise InputError(
-                f"some token must be allowed after each; got none after {self.written_BWT.shape[2]} tokens. "
+                f"some token must be allowed after each; got none after {self.time} tokens. "
                 "Loosen `no_repeat`, `min_length`, `suppress` or the prefix."
             )
-        ended_BN = token_BN == self.end
-        self._collect(ended_BN[:, : self.decoding.beams], parent_BN, sum_BN)
-        self._go_on(ended_BN, parent_BN, token_BN, sum_BN)
+        self._go_on(*ways)
         self._part()
 
     def _log_probabilities(self) -> Tensor:
         """Ask the models, and average their probabilities; in float32 at least."""
-        given = [model.step(self.token_BW, state) for model, state in zip(self.models, self.states, strict=True)]
-        given = [logits if logits.dtype == torch.float64 else logits.float() for logits in given]
-        logp_BWV = given[0].log_softmax(-1)
-        if len(given) > 1:
-            rest = [logits.log_softmax(-1) for logits in given[1:]]
-            logp_BWV = torch.stack([logp_BWV, *rest]).logsumexp(0) - math.log(len(given))
+        logits = [model.step(self.text_BWT[..., -1], state) for model, state in self.writers]
+        logp = [each.log_softmax(-1, dtype=torch.promote_types(each.dtype, torch.float32)) for each in logits]
+        logp_BWV = logp[0] if len(logp) == 1 else torch.stack(logp).logsumexp(0) - math.log(len(logp))
         if not bool(logp_BWV.amax(-1).isfinite().all()):
             raise InputError("a model must give finite logits; got NaN or infinity. Its weights may have diverged.")
         return logp_BWV
 
     def _restricted(self, open_BWV: Tensor) -> Tensor:
         """Hide, in place, the tokens that may not come next; a prefix overrules all else."""
-        decoding, time = self.decoding, self.written_BWT.shape[2]
-        forced = time < self.prefix_BT.shape[1] and bool((self.prefix_BT[:, time] >= 0).any())
+        decoding, time, text_BWT = self.decoding, self.time, self.text_BWT[..., 1:]
+        forced = time < self.prefix_BT.shape[1]
         logp_BWV = open_BWV.clone() if forced else open_BWV
         if decoding.suppress:
             open_BWV[..., list(decoding.suppress)] = -math.inf
         if time < decoding.min_length:
             open_BWV[..., self.end] = -math.inf
         if 0 < decoding.no_repeat <= time:
-            run_BWNT = self.written_BWT.unfold(2, decoding.no_repeat, 1)
-            last_BW1T = self.written_BWT[:, :, None, time - decoding.no_repeat + 1 :]
+            run_BWNT = text_BWT.unfold(2, decoding.no_repeat, 1)
+            last_BW1T = text_BWT[:, :, None, time - decoding.no_repeat + 1 :]
             b, w, n = (run_BWNT[..., :-1] == last_BW1T).all(-1).nonzero(as_tuple=True)
             open_BWV[b, w, run_BWNT[b, w, n, -1]] = -math.inf
         if forced:
             next_B11 = self.prefix_BT[:, time, None, None]
-            wanted_BWV = torch.arange(logp_BWV.shape[2], device=logp_BWV.device) == next_B11
-            forced_BWV = torch.where(wanted_BWV, logp_BWV, -math.inf)
-            open_BWV = torch.where(next_B11 >= 0, forced_BWV, open_BWV)
+            other_BWV = torch.arange(logp_BWV.shape[2], device=logp_BWV.device) != next_B11
+            open_BWV = torch.where(next_B11 < 0, open_BWV, logp_BWV.masked_fill(other_BWV, -math.inf))
         return open_BWV
 
     def _best(self, logp_BWV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,67 +228,60 @@ class _Search:
         """
         ways = 2 * self.decoding.beams if self.decoding.beams > 1 else 1
         count = min(ways, logp_BWV.shape[2])
-        value_BWN, token_BWN = _top(logp_BWV, count)
+        value_BWN, token_BWN = largest(logp_BWV, count)
         sum_BWN = self.sum_BW[..., None] + value_BWN
         sum_BN, place_BN = sum_BWN.flatten(1).topk(min(ways, sum_BWN[0].numel()))
         return place_BN // count, token_BWN.flatten(1).gather(1, place_BN), sum_BN
 
-    def _drawn(self, logp_BWV: Tensor, chance_BTW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _drawn(self, logp_BWV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a token for every text: where its chance falls among the summed probabilities of the likeliest."""
         count = min(self.decoding.top_k, logp_BWV.shape[2]) or logp_BWV.shape[2]
         value_BWN, token_BWN = logp_BWV.topk(count)
         share_BWN = (value_BWN.double() / self.decoding.temperature).softmax(-1)
         before_BWN = share_BWN.cumsum(-1) - share_BWN
         mass_BWN = share_BWN.masked_fill(before_BWN >= self.decoding.top_p, 0).cumsum(-1)
-        chance_BW1 = chance_BTW[:, self.written_BWT.shape[2], :, None] * mass_BWN[..., -1:]
+        chance_BW1 = self.chance_BTW[:, self.time, :, None] * mass_BWN[..., -1:]
         pick_BW1 = torch.searchsorted(mass_BWN, chance_BW1, right=True).clamp(max=count - 1)
         token_BW, value_BW = token_BWN.gather(2, pick_BW1)[..., 0], value_BWN.gather(2, pick_BW1)[..., 0]
         beam_BW = torch.arange(self.decoding.beams, device=token_BW.device).expand_as(token_BW)
         return beam_BW, token_BW, self.sum_BW + value_BW
 
-    def _collect(self, ended_BW: Tensor, parent_BN: Tensor, sum_BN: Tensor) -> None:
-        """Keep the texts that have just ended."""
-        b, w = (ended_BW & (sum_BN[:, : ended_BW.shape[1]] > -math.inf)).nonzero(as_tuple=True)
-        self._add(b, self.written_BWT[b, parent_BN[b, w]], sum_BN[b, w])
-
-    def _go_on(self, ended_BN: Tensor, parent_BN: Tensor, token_BN: Tensor, sum_BN: Tensor) -> None:
-        """Let the best W texts that have not ended be the beams."""
+    def _go_on(self, parent_BN: Tensor, token_BN: Tensor, sum_BN: Tensor) -> None:
+        """Keep the texts that end among the best W, and let the best W that do not end be the beams."""
+        text_BNT = torch.cat([self.text_BWT.take_along_dim(parent_BN[..., None], 1), token_BN[..., None]], 2)
+        ended_BN = token_BN == self.end
+        self.time += 1
+        self._keep(ended_BN[:, : self.decoding.beams], text_BNT, sum_BN)
         place_BW = ended_BN.to(torch.uint8).sort(dim=1, stable=True).indices[:, : self.decoding.beams]
-        parent_BW, self.token_BW = parent_BN.gather(1, place_BW), token_BN.gather(1, place_BW)
-        self.sum_BW = sum_BN.gather(1, place_BW).masked_fill(ended_BN.gather(1, place_BW), -math.inf)
-        written_BWT = self.written_BWT.take_along_dim(parent_BW[..., None], 1)
-        self.written_BWT = torch.cat([written_BWT, self.token_BW[..., None]], 2)
+        self.text_BWT = text_BNT.take_along_dim(place_BW[..., None], 1)
+        self.sum_BW = sum_BN.masked_fill(ended_BN, -math.inf).gather(1, place_BW)
         if self.decoding.beams > 1:
-            for state in self.states:
-                state.reorder(parent_BW)
+            for _, state in self.writers:
+                state.reorder(parent_BN.gather(1, place_BW))
 
     def _part(self) -> None:
         """Part with the sentences that are done: cut at their longest, or sure of their best."""
-        time, alive_BW = self.written_BWT.shape[2], self.sum_BW > -math.inf
-        cut_B = self.longest_B <= time
-        b, w = (alive_BW & cut_B[:, None]).nonzero(as_tuple=True)
-        self._add(b, self.written_BWT[b, w], self.sum_BW[b, w], cut=True)
-        done_B = cut_B | ~alive_BW.any(1)
+        cut_B = self.longest_B <= self.time
+        self._keep(cut_B[:, None].expand_as(self.sum_BW), self.text_BWT, self.sum_BW)
+        done_B = cut_B | ~(self.sum_BW > -math.inf).any(1)
         if self.decoding.method != "sample":
-            done_B |= self._bound(time) <= self._rival()
+            done_B |= self._bound(self.time) <= self._rival()
         if bool(done_B.any()):
             keep_N = (~done_B).nonzero()[:, 0]
-            for state in self.states:
+            for _, state in self.writers:
                 state.keep(keep_N)
-            for name in ("sentence_B", "longest_B", "prefix_BT", "chance_BTW", "token_BW", "written_BWT", "sum_BW"):
-                if (held := getattr(self, name)) is not None:
-                    setattr(self, name, held[keep_N])
+            for name in ("sentence_B", "longest_B", "prefix_BT", "chance_BTW", "text_BWT", "sum_BW"):
+                setattr(self, name, getattr(self, name)[keep_N])
 
-    def _add(self, place_N: Tensor, ids_NT: Tensor, sum_N: Tensor, *, cut: bool = False) -> None:
-        """Keep some texts, the best W of each sentence."""
-        score_N = sum_N / (ids_NT.shape[1] + (not cut)) ** self.decoding.length_penalty
-        for sentence, ids, score in zip(
-            self.sentence_B[place_N].tolist(), ids_NT.tolist(), score_N.tolist(), strict=True
-        ):
-            found = self.found[sentence]
-            found.append(Hypothesis(tuple(ids), score))
-            found.sort(key=lambda hypothesis: -hypothesis.score)
-            del found[self.decoding.beams :]
+    def _keep(self, done_BN: Tensor, text_BNT: Tensor, sum_BN: Tensor) -> None:
+        """Keep some texts, ended or cut, the best W of each sentence."""
+        b, n = (done_BN & (sum_BN[:, : done_BN.shape[1]] > -math.inf)).nonzero(as_tuple=True)
+        score_N = sum_BN[b, n] / self.time**self.decoding.length_penalty
+        texts = zip(self.sentence_B[b].tolist(), text_BNT[b, n, 1:].tolist(), score_N.tolist(), strict=True)
+        for sentence, ids, score in texts:
+            text = Hypothesis(tuple(ids[:-1] if ids[-1] == self.end else ids), score)
+            kept = sorted([*self.found[sentence], text], key=lambda each: -each.score)
+            self.found[sentence] = kept[: self.decoding.beams]
 
     def _bound(self, time: int) -> Tensor:
         """Give the best score that a beam can still reach: log-probabilities only fall, and length divides them."""
@@ -319,32 +295,3 @@ class _Search:
         found = [self.found[sentence] for sentence in self.sentence_B.tolist()]
         scores = [texts[wanted - 1].score if len(texts) >= wanted else -math.inf for texts in found]
         return torch.tensor(scores, dtype=torch.float64, device=self.sum_BW.device)
-
-
-_RUN = 64
-"""Neighbours that are compared by their best at first."""
-
-
-def _top(value_BWV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Give the largest values of each row and their places, the largest first.
-
-    They lie in the runs whose own largest are the largest: a third of the time of looking through whole rows.
-    """
-    runs = value_BWV.shape[2] // _RUN
-    if runs < 2 * count:
-        return value_BWV.topk(count)
-    run_BWNK = value_BWV[..., : runs * _RUN].unflatten(-1, (runs, _RUN))
-    best_BWN = run_BWNK.amax(-1).topk(count).indices
-    value_BWN = run_BWNK.take_along_dim(best_BWN[..., None], 2).flatten(2)
-    found_BWN, at_BWN = torch.cat([value_BWN, value_BWV[..., runs * _RUN :]], 2).topk(count)
-    # What follows the last run comes after those that were chosen.
-    inside_BWN = best_BWN.gather(2, (at_BWN // _RUN).clamp(max=count - 1)) * _RUN + at_BWN % _RUN
-    return found_BWN, torch.where(at_BWN < count * _RUN, inside_BWN, at_BWN + (runs - count) * _RUN)
-
-
-def _longest(source_length_B: Tensor, decoding: Decoding) -> Tensor:
-    """Give the most tokens that may be written for each source."""
-    longest_B = torch.full_like(source_length_B, decoding.max_length)
-    if decoding.max_ratio is None:
-        return longest_B
-    return (decoding.max_ratio * source_length_B + 10).ceil().long().clamp(min=decoding.min_length).minimum(longest_B)

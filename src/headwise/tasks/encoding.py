@@ -87,7 +87,7 @@ def encode_column(
         cache: another folder for the cache than `cache_folder()`.
         quiet: show no progress.
     """
-    key = key_of(_VERSION, table.key, role, tokenizer.json, max_tokens, ends)
+    key = key_of(_VERSION, table.key, role, tokenizer.json, tokenizer.prefix, max_tokens, ends)
     folder = (cache or cache_folder()) / "tokens" / key
     if not (folder / "about.json").exists():
         _write(table, role, lambda texts: tokenizer.encode(texts, max_tokens=max_tokens, ends=ends), folder, quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from headwise.tasks.files import key_of
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.readers import file_format
 from headwise.tasks.sources import Source
+from headwise.tasks.text_metrics import TextScore
 from headwise.tasks.tokenizer import Tokenizer
 
 __all__ = ["PairExamples", "PairSettings", "PairTask", "PreparedPairs", "encode_pairs", "open_pairs", "prepare_pairs"]
@@ -50,6 +52,8 @@ class PairSettings:
     """Most tokens of a text that is read, the end token among them; what is beyond is cut off."""
     max_target: int = 256
     """Most tokens of a text that is to be written, both ends among them; what is beyond is cut off."""
+    source_prefix: str = ""
+    """Text before every text that is read, such as T5's "summarize: "; its tokens count, but belong to no word."""
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     """How texts are cut into tokens; one vocabulary for both sides."""
 
@@ -68,6 +72,10 @@ class PairSettings:
         """Name the language by which what is written is scored."""
         return self.language or self.target_column or "en"
 
+    def reader(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Give what cuts texts that are read into tokens."""
+        return replace(tokenizer, prefix=self.source_prefix) if self.source_prefix else tokenizer
+
 
 @dataclass(frozen=True)
 class PairTask:
@@ -83,6 +91,8 @@ class PairTask:
     """Figures of validation by which a model may be chosen."""
     score: Callable[[Sequence[str], Sequence[str], PairSettings], dict[str, float]]
     """Scores texts against those that should have been written: the figures, 0 to 100."""
+    scores: Callable[[Sequence[str], Sequence[str], PairSettings], dict[str, TextScore]]
+    """Gives every score with what was counted in each text, so that two runs can be held against each other."""
     report: Callable[[Sequence[str], Sequence[str], Sequence[str], PairSettings], dict[str, float | str]]
     """Gives all figures of texts, references and sources, with signatures, intervals and baselines."""
 
@@ -201,6 +211,7 @@ def prepare_pairs(
     task: PairTask,
     *,
     tokenizer: Tokenizer | None = None,
+    ends: tuple[int, int] | None = None,
     cache: Path | None = None,
     quiet: bool = False,
 ) -> PreparedPairs:
@@ -211,6 +222,7 @@ def prepare_pairs(
         settings: how it is read.
         task: for the usual names of the columns.
         tokenizer: that of a pretrained model; left out, one is trained on the train split.
+        ends: as for `encode_pairs`.
         cache: another folder for the cache than `cache_folder()`.
         quiet: show no progress.
 
@@ -224,7 +236,7 @@ def prepare_pairs(
         raise InputError(f"`train` must get a row; got {told}. Check the columns, or name a file for each split.")
     if tokenizer is None:
         tokenizer = _learned(table, settings, cache or cache_folder())
-    examples = encode_pairs(table, tokenizer, settings, cache=cache, quiet=quiet)
+    examples = encode_pairs(table, tokenizer, settings, ends=ends, cache=cache, quiet=quiet)
     return PreparedPairs(table, tokenizer, {name: examples.select(rows) for name, rows in table.splits.items()})
 
 
@@ -246,6 +258,7 @@ def encode_pairs(
     tokenizer: Tokenizer,
     settings: PairSettings,
     *,
+    ends: tuple[int, int] | None = None,
     cache: Path | None = None,
     quiet: bool = False,
 ) -> PairExamples:
@@ -255,11 +268,13 @@ def encode_pairs(
         table: the rows; without a column of targets, the examples have none.
         tokenizer: what cuts both sides.
         settings: for the longest texts.
+        ends: ids of the tokens before and after what is written; the tokenizer's own where left out.
         cache: another folder for the cache than `cache_folder()`.
         quiet: show no progress.
     """
-    source = encode_column(table, "source", tokenizer, max_tokens=settings.max_source - 1, cache=cache, quiet=quiet)
+    encoded = partial(encode_column, table, cache=cache, quiet=quiet)
+    source = encoded("source", settings.reader(tokenizer), max_tokens=settings.max_source - 1)
     target = None
     if table.has("target"):
-        target = encode_column(table, "target", tokenizer, max_tokens=settings.max_target - 2, cache=cache, quiet=quiet)
-    return PairExamples(source, target, tokenizer.begin_id, tokenizer.end_id)
+        target = encoded("target", tokenizer, max_tokens=settings.max_target - 2)
+    return PairExamples(source, target, *(ends or (tokenizer.begin_id, tokenizer.end_id)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from headwise.contracts.settings import read
 from headwise.errors import ConfigError, InputError
 from headwise.models import Seq2Seq, load_seq2seq, locate
+from headwise.models.checkpoint import read_config
 from headwise.tasks.decoding import Decoding
 from headwise.tasks.extras import need
+from headwise.tasks.purpose import Purpose, purpose_of
 from headwise.tasks.sentence_pieces import read_pieces, unigram
 from headwise.tasks.tokenizer import Tokenizer
 
@@ -31,11 +34,11 @@ class PretrainedPairs:
     """Cuts its sources, without the end token, which stands after each, and puts together what it writes."""
     decoding: Decoding
     """How it is usually made to write; tokens that it must not write are suppressed there."""
-    prefix: tuple[int, ...]
-    """Tokens that each text has to begin with, after `config.begin`; hardly a model has any."""
+    purpose: Purpose
+    """What it is used for."""
 
 
-def load_pretrained_pairs(source: str | Path) -> PretrainedPairs:
+def load_pretrained_pairs(source: str | Path, task: str | None = None) -> PretrainedPairs:
     """Read a pretrained Marian (OPUS-MT), BART, T5 or mT5 as transformers keeps it, ready to write.
 
     Marian's tokenizer is read from its SentencePiece models and its vocabulary; the others' from tokenizer.json, or a
@@ -44,9 +47,10 @@ def load_pretrained_pairs(source: str | Path) -> PretrainedPairs:
 
     Args:
         source: a folder, or a name on the Hugging Face hub, which alone uses the network.
+        task: as for `purpose_of`.
 
     Raises:
-        InputError: when a part of it is missing, or of a kind that is not known.
+        InputError: when a part of it is missing, or of a kind that is not known, or it is not for such a task.
     """
     folder = locate(source)
     model = load_seq2seq(folder)
@@ -54,8 +58,8 @@ def load_pretrained_pairs(source: str | Path) -> PretrainedPairs:
     size = model.config.encoder.vocabulary
     if len(tokenizer.vocabulary) > size:
         raise InputError(f"`{folder}` must hold a tokenizer of {size} tokens; got {tokenizer.size}. Copy it again.")
-    decoding, prefix = usual_decoding(folder, model.config.pad)
-    return PretrainedPairs(model, tokenizer, decoding, prefix)
+    purpose = purpose_of(read_config(folder), str(source), task)
+    return PretrainedPairs(model, tokenizer, usual_decoding(folder, model.config.pad, purpose.settings), purpose)
 
 
 def pair_tokenizer(folder: Path) -> Tokenizer:
@@ -101,14 +105,15 @@ def _without_end(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def usual_decoding(folder: Path, pad: int) -> tuple[Decoding, tuple[int, ...]]:
-    """Read how a pretrained model is usually made to write, and what its texts begin with.
+def usual_decoding(folder: Path, pad: int, asked: Mapping[str, Any] | None = None) -> Decoding:
+    """Read how a pretrained model is usually made to write.
 
     Older folders tell it in config.json. What chance, groups of beams and constraints would ask for is not taken over.
 
     Args:
         folder: where generation_config.json and config.json are.
         pad: the padding's id, which is never written.
+        asked: settings, by the names of Transformers, that take the place of those in the files.
 
     Raises:
         InputError: when a file is broken, or asks for what no search can do.
@@ -116,6 +121,7 @@ def usual_decoding(folder: Path, pad: int) -> tuple[Decoding, tuple[int, ...]]:
     told = _table(folder / "config.json")
     if (folder / "generation_config.json").is_file():
         told |= _table(folder / "generation_config.json")
+    told |= asked or {}
     beams = told.get("num_beams") or 1
     banned = [ids[0] for ids in told.get("bad_words_ids") or () if len(ids) == 1]
     longest = told.get("max_new_tokens") or (told.get("max_length") or 201) - 1  # theirs counts the begin token
@@ -129,13 +135,12 @@ def usual_decoding(folder: Path, pad: int) -> tuple[Decoding, tuple[int, ...]]:
         "min_length": min(told.get("min_new_tokens") or max((told.get("min_length") or 0) - 1, 0), longest - 1),
         "suppress": tuple(dict.fromkeys((*banned, *(told.get("suppress_tokens") or ()), pad))),
         "stop": "early",
+        "prefix": () if (first := told.get("forced_bos_token_id")) is None else (first,),
     }
     try:
-        decoding = read(Decoding, settings)
+        return read(Decoding, settings)
     except ConfigError as error:
         raise InputError(f"`{folder}` must tell how to write; got\n{error}") from error
-    first = told.get("forced_bos_token_id")
-    return decoding, () if first is None else (first,)
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Tokenizer:
 
     inner: tokenizers.Tokenizer
     """The tokenizer of `tokenizers`."""
+    prefix: str = ""
+    """Text that stands before each one when it is cut; it is no part of what is saved."""
 
     def __post_init__(self) -> None:
         self.inner.no_padding()
@@ -163,7 +165,7 @@ class Tokenizer:
             ends: put begin and end tokens around each text; a pretrained tokenizer does so in any case.
         """
         self._limit(max_tokens, ends)
-        prepared = [_prepared(text, self._cuts_chinese) for text in texts]
+        prepared = [_prepared(self.prefix + text, self._cuts_chinese) for text in texts]
         found = self.inner.encode_batch_fast(prepared, add_special_tokens=self._ends(ends))
         cut = sum(1 for each in found if len(each) == max_tokens and each.overflowing)
         return Encoded([each.ids or [self.unknown_id] for each in found], cut)
@@ -171,12 +173,14 @@ class Tokenizer:
     def offsets(self, text: str, *, max_tokens: int, ends: bool = False) -> list[tuple[int, int]]:
         """Say which characters of the text each token stands for, begin and end; both 0 for tokens around the text."""
         self._limit(max_tokens, ends)
-        prepared = _prepared(text, self._cuts_chinese)
+        given = self.prefix + text
+        prepared = _prepared(given, self._cuts_chinese)
         found = self.inner.encode(prepared, add_special_tokens=self._ends(ends)).offsets or [(0, len(prepared))]
-        if prepared == text:
-            return list(found)
-        before = places_before(prepared, text)
-        return [(before[begin], before[end - 1] + 1 if end > begin else before[end]) for begin, end in found]
+        if prepared != given:
+            before = places_before(prepared, given)
+            found = [(before[begin], before[end - 1] + 1 if end > begin else before[end]) for begin, end in found]
+        skipped = len(self.prefix)
+        return [(max(begin - skipped, 0), max(end - skipped, 0)) for begin, end in found]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Write each id as its token."""

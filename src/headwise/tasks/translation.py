@@ -20,10 +20,14 @@ def _score(texts: Sequence[str], references: Sequence[str], settings: PairSettin
     return {"bleu": _bleu(texts, references, settings).value}
 
 
+def _scores(texts: Sequence[str], references: Sequence[str], settings: PairSettings) -> dict[str, TextScore]:
+    return {"bleu": _bleu(texts, references, settings), "chrf": chrf(texts, references)}
+
+
 def _report(
     texts: Sequence[str], references: Sequence[str], sources: Sequence[str], settings: PairSettings
 ) -> dict[str, float | str]:
-    words, letters = _bleu(texts, references, settings), chrf(texts, references)
+    words, letters = _scores(texts, references, settings).values()
     low, high = words.interval()
     copied = _bleu([copy(source) for source in sources], references, settings)
     return {
@@ -37,5 +41,5 @@ def _report(
     }
 
 
-TRANSLATION = PairTask("translation", ("src",), ("tgt", "translation"), ("bleu",), _score, _report)
+TRANSLATION = PairTask("translation", ("src",), ("tgt", "translation"), ("bleu",), _score, _scores, _report)
 """Texts in one language become texts in another; scored by BLEU and chrF."""

@@ -35,6 +35,10 @@ class TrainingConfig:
     """Largest norm of the gradient; 0 clips nothing."""
     label_smoothing: float = 0.0
     """Part of the target's weight that is spread over all classes, 0 to 1."""
+    rdrop: float = 0.0
+    """Weight by which two readings of a batch, dropped out apart, are drawn together (R-Drop): twice the cost."""
+    guided_alignment: float = 0.0
+    """Weight by which a head of a translator is taught to align, as IBM-1 does on the training data; 0 teaches none."""
     validate_every: int = 0
     """Steps between validations; 0 validates after every pass."""
     gate_penalty: float = 0.0
@@ -87,6 +91,8 @@ _LEAST = (
     ("weight_decay", 0, "0.01 is usual."),
     ("clip", 0, "0 clips nothing."),
     ("validate_every", 0, "0 validates after every pass."),
+    ("rdrop", 0, "0 reads once; 5 is usual for translation."),
+    ("guided_alignment", 0, "0 teaches no head; 0.3 was measured."),
     ("gate_penalty", 0, "0 trains without gates."),
     ("patience", 0, "0 never stops early."),
     ("average", 0, "0 averages nothing."),

@@ -56,7 +56,7 @@ class Job:
     look: Callable[[nn.Module, Any], Mapping[str, float]] | None = None
     """Gives figures for the log, such as the entropy of the heads, from this process's last batch."""
     methods: tuple[str, ...] = ()
-    """Methods besides `forward` by which `loss` calls the model."""
+    """Methods besides `forward` by which `loss` calls the model or its layers."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def shard(model: nn.Module, runtime: Runtime, methods: Sequence[str] = ()) -> No
     Args:
         model: changed in place; its parameters become `DTensor`s.
         runtime: the processes.
-        methods: methods besides `forward` by which the model is called.
+        methods: methods besides `forward` by which the model or its layers are called.
     """
     # Said of every linear layer on three axes; nothing in our layers works in place on what another gave it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
@@ -41,8 +41,10 @@ def shard(model: nn.Module, runtime: Runtime, methods: Sequence[str] = ()) -> No
         for layer in layers:
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for method in methods:
-        register_fsdp_forward_method(model, method)
+    for called in model.modules():
+        for method in methods:
+            if isinstance(called, FSDPModule) and hasattr(called, method):
+                register_fsdp_forward_method(called, method)
     for module in _sharded(model):
         # Sums over processes, like those of replicas; gloo has no other reduction.
         module.set_gradient_divide_factor(1.0)
