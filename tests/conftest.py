@@ -1,6 +1,7 @@
 """What every test starts from: two threads, one seed, and hypothesis profiles that repeat themselves."""
 
 import importlib
+import logging
 import os
 from unittest.mock import patch
 
@@ -35,3 +36,12 @@ hypothesis.register_random(_torch_random)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers():
+    """Undo what a command sets: it logs to the terminal of its own test, which is closed afterwards."""
+    logger = logging.getLogger("headwise")
+    before = logger.handlers, logger.level
+    yield
+    logger.handlers, logger.level = before

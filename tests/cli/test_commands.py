@@ -70,6 +70,23 @@ def test_training_cuts_texts_into_tokens_of_each_kind(table, tmp_path, kind):
     assert config["training"]["seed"] == 3
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_rdrop_asks_for_equal_answers_under_dropout(several, tmp_path):
+    path = tmp_path / "rows.tsv"
+    rows = [(f"{label}|any" if several else label, text) for label, text in ROWS]
+    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows), encoding="utf-8")
+    split = ("--set", "data.label_separator=|") if several else ()
+
+    def first_loss(dropout, weight):
+        out = tmp_path / f"{dropout}-{weight}"
+        given = (f"training.rdrop={weight}", f"model.dropout={dropout}", "training.steps=1", "training.log_every=1")
+        assert trained(path, out, *split, *(word for each in given for word in ("--set", each))) == 0
+        return json.loads((out / "training" / "log.jsonl").read_text().splitlines()[0])["loss"]
+
+    assert first_loss(0, 5) == pytest.approx(first_loss(0, 0), rel=1e-5)  # without dropout both readings are equal
+    assert first_loss(0.5, 500) > first_loss(0.5, 1e-9)
+
+
 def test_training_begins_from_vectors(table, tmp_path):
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("".join(f"{word} {i} 0.5 -1\n" for i, word in enumerate(("fine", "dull", "thing"))))
@@ -158,7 +175,8 @@ def test_doctor_tells_backends_and_extras(capsys):
 
 
 def test_help_fits_a_screen_and_has_an_example(capsys):
-    for command in ("train", "evaluate", "predict", "observe", "doctor", "demo"):
+    told = "train evaluate predict align export observe score prune share tune doctor demo"
+    for command in told.split():
         with pytest.raises(SystemExit):
             main([command, "--help"])
         lines = capsys.readouterr().out.splitlines()

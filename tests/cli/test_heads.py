@@ -63,6 +63,23 @@ def test_heads_share_keys_and_values(run, table, tmp_path, capsys):
     assert "shared: loss" in capsys.readouterr().out
 
 
+def test_the_best_heads_stand_for_the_others(run, hub, table, tmp_path, capsys):
+    for name, model in (("ours", run), ("theirs", hub)):
+        found = []
+        for way in ("mean", "best"):
+            out = tmp_path / name / way
+            assert main(["share", str(model), *given(table, "--kv-heads", 1, "--by", way, "--out", out)]) == 0
+            found.append(re.findall(r"shared: loss \S+, \S+ parameters", capsys.readouterr().out))
+            assert main(["score", str(out), *given(table)]) == 0
+            capsys.readouterr()
+        assert len(found[0]) == len(found[1]) == 1
+    kept, whole = (load(each).encoder.layers[0].attention for each in (tmp_path / "ours" / "best", run))
+    heads = whole.key.weight.unflatten(0, (2, -1))
+    assert any(torch.equal(kept.key.weight, head) for head in heads)
+    assert main(["share", str(run), "--kv-heads", "1", "--by", "best", "--out", str(tmp_path / "x")]) == 2
+    assert "the best heads are found on data; got none" in capsys.readouterr().err
+
+
 def test_gates_are_learned_and_heads_scored_by_them(table, tmp_path, capsys):
     out = tmp_path / "gated"
     assert trained(table, out, "--set", "training.gate_penalty=0.5") == 0

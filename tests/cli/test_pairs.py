@@ -3,11 +3,9 @@
 import json
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 
-from headwise import recipes
 from headwise.cli import main
 from headwise.data import pairs, reports
 from tests.cli.conftest import TINY
@@ -15,7 +13,6 @@ from tests.cli.test_faults import told_by
 
 WORDS = {"one": "un", "two": "deux", "three": "trois", "four": "quatre", "five": "cinq", "six": "six"}
 SETTINGS = [each for each in TINY if "passes" not in each and "batch" not in each]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def numbers(count, seed=0):
@@ -33,12 +30,13 @@ def write_lines(folder, rows):
     return paths
 
 
-def trained(out, task, data, *more):
+def trained(out, task, data, *more, resume=False):
     given = [
         word
         for each in (*SETTINGS, "training.batch_tokens=512", "training.passes=2", *more)
         for word in ("--set", each)
     ]
+    given += ["--resume"] if resume else []
     return main(["train", task, "--data", *map(str, data), "--out", str(out), "--quiet", *given])
 
 
@@ -129,12 +127,65 @@ def test_bundled_reports_train_a_writer_of_headlines(tmp_path, capsys):
     assert figures["rouge_1_of_lead"] > 10
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
-def test_an_example_is_read(path):
-    task = next(
-        (task for task in ("translation", "summarization") if f'task = "{task}"' in path.read_text()), "sentiment"
-    )
-    assert recipes.resolve(task, file=path).task == task
+def losses(out):
+    """Read the training losses of a run, one a step."""
+    told = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in told if "learning_rate" in line]
+
+
+def losses_with(folder, *more):
+    """Train four steps on numbers, and give the loss of each."""
+    out = folder / "-".join(more).replace("model.encoder.", "")
+    words = ("data.tokenizer.kind=words", "training.steps=4", "training.log_every=1", "sample=0")
+    assert trained(out, "translation", write_lines(folder, numbers(60)), *words, *more) == 0
+    return losses(out)
+
+
+def test_word_dropout_makes_training_harder(tmp_path):
+    without, half = (losses_with(tmp_path, f"model.encoder.word_dropout={rate}") for rate in (0, 0.5))
+    assert len(without) == 4
+    assert without[0] != half[0]
+
+
+def test_rdrop_asks_for_equal_answers_under_dropout(tmp_path):
+    calm = [losses_with(tmp_path, f"training.rdrop={weight}") for weight in (0, 5)]
+    assert calm[1] == pytest.approx(calm[0], rel=1e-3)  # without dropout both readings are equal
+    stirred = [losses_with(tmp_path, "model.encoder.dropout=0.4", f"training.rdrop={weight}") for weight in (1e-9, 5)]
+    assert stirred[1][0] > stirred[0][0]
+
+
+def test_rdrop_beside_copying_is_refused(tmp_path, capsys):
+    given = ("--data", reports(), "--out", tmp_path / "run", "--set", "model.copy=true", "--set", "training.rdrop=5")
+    assert "`training.rdrop`" in told_by(capsys, 2, "train", "summarization", *given)
+
+
+def test_guided_alignment_adds_to_the_loss_and_goes_on_where_it_was_stopped(tmp_path):
+    plain, taught = (losses_with(tmp_path, f"training.guided_alignment={weight}") for weight in (0, 1.0))
+    assert all(ours > alone for ours, alone in zip(taught, plain, strict=True))
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    more = ("training.guided_alignment=1.0", "training.steps=4", "training.save_every=2", "sample=0")
+    given = ("translation", write_lines(tmp_path, numbers(60)), "data.tokenizer.kind=words", *more)
+    assert trained(whole, *given) == 0
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "training" / "state-000004")
+    (out / "model.safetensors").unlink()
+    assert trained(out, *given, resume=True) == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert losses(out) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "told"),
+    [
+        ("translation", "training.compile=true", "a model that is not compiled"),
+        ("translation", "training.guided_alignment=-1", "`guided_alignment` must be at least 0; got -1"),
+        ("sentiment", "training.precision=float32", "a model with cross attention; got a classifier"),
+    ],
+)
+def test_guided_alignment_that_cannot_be_is_told(task, setting, told, tmp_path, capsys):
+    given = ("--data", *write_lines(tmp_path, numbers(30)), "--out", tmp_path / "run")
+    asked = ("--set", "training.guided_alignment=0.1", "--set", setting)
+    assert told in told_by(capsys, 2, "train", task, *given, *asked)
 
 
 def test_unequal_numbers_of_lines_are_told(tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_observe_sets_an_older_run_beside(run, table, tmp_path):
 def test_the_texts_shown_are_those_where_heads_are_sharpest(run, table):
     opened = recipes.open_run(run)
     with start("cpu", threads=1) as runtime:
-        report = recipes.report(opened, str(table), runtime, texts=60)
+        report = recipes.report(recipes.Own(opened), str(table), runtime, texts=60)
     sharp = {}
     ids_N = list(opened.tokenizer.encode(texts_of(table), max_tokens=99).ids)
     for ids in ids_N:
@@ -73,7 +73,7 @@ def test_a_model_that_writes_is_drawn_on_what_it_wrote(tmp_path):
     model = Seq2Seq(Seq2SeqConfig(encoder, pad=0, begin=2, end=3)).eval()
     run = Run(recipes.resolve("translation", overrides=["decoding.max_length=5"]), model, tokenizer)
     with start("cpu", threads=1) as runtime:
-        report = recipes.report(run, str(path), runtime, texts=1)
+        report = recipes.report(recipes.Own(run), str(path), runtime, texts=1)
     (drawing,) = report.drawings
     assert drawing.written == 1
     assert 2 <= len(drawing.target) <= 6
@@ -114,6 +114,6 @@ def test_drawing_leaves_random_numbers_alone(run, table):
     wanted = torch.rand(1)
     torch.manual_seed(5)
     with start("cpu", threads=1) as runtime:
-        recipes.report(recipes.open_run(run), str(table), runtime, texts=1)
+        recipes.report(recipes.Own(recipes.open_run(run)), str(table), runtime, texts=1)
     recipes.tour("the fine thing", "random")
     assert torch.equal(torch.rand(1), wanted)

@@ -154,8 +154,8 @@ def test_the_python_api_in_a_few_lines(table, tmp_path):
         recipes.train(recipes.plan(table, config, quiet=True), tmp_path / "out", runtime, quiet=True)
         run = recipes.open_run(tmp_path / "out")
         assert recipes.evaluate(run, table, runtime)["accuracy"] == 1
-        assert len(recipes.predict(run, table, runtime)) == 60
-        assert len(list(recipes.look(run, table, runtime).rows())) == 2
+        assert len(list(recipes.predict(run, table, runtime))) == 60
+        assert len(list(recipes.look(recipes.Own(run), table, runtime).rows())) == 2
 
 
 def test_demo_trains_for_each_task_and_can_be_called_again(tmp_path, monkeypatch, capsys):

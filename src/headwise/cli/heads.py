@@ -1,20 +1,32 @@
-"""Score, cut and share heads, and compare numbers of them, from the shell."""
+"""See, score, cut and share heads, and compare numbers of them, from the shell."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headwise import recipes
-from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
+from headwise.cli.shared import add_columns, add_data, add_task, check_target, command, data_settings, numbers, source
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.heads import HeadScores
 from headwise.training import Runtime, start
 
-__all__ = ["add_compare", "add_prune", "add_score", "add_share"]
+__all__ = ["add_compare", "add_observe", "add_prune", "add_score", "add_share"]
+
+
+def add_observe(commands: Any) -> None:
+    """Add `headwise observe`."""
+    example = "runs/first --data test.tsv"
+    parser = command(commands, "observe", _observe, "see what every head of a model does on texts", example)
+    _add_model(parser, data="table, folder or hub:NAME; files of lines for pairs")
+    parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run, or here")
+    parser.add_argument("--texts", type=_count, default=4, metavar="N", help="texts to draw; 4 by default, 0 for none")
+    parser.add_argument("--before", metavar="MODEL", help="the model before heads were cut, to stand beside")
+    parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
 
 
 def add_score(commands: Any) -> None:
@@ -46,6 +58,8 @@ def add_share(commands: Any) -> None:
     parser = command(commands, "share", _share, "let heads share keys and values", example)
     _add_model(parser, required=False)
     parser.add_argument("--kv-heads", type=int, required=True, metavar="N", help="key and value heads of each layer")
+    told = "their mean, or the best of those that become one, by its gradients on --data"
+    parser.add_argument("--by", choices=("mean", "best"), default="mean", metavar="WAY", help=told)
     _add_further(parser)
 
 
@@ -56,12 +70,18 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("task", choices=("sentiment", "translation", "summarization"), metavar="TASK", help="as train")
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
-    parser.add_argument("--heads", type=_numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
+    parser.add_argument("--heads", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
     parser.add_argument("--seeds", type=_number, default=1, metavar="N", help="runs of each, from seed 0 on")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs, table and plot")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.passes=5")
     add_columns(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}. 0 is none.")
+    return int(text)
 
 
 def _number(text: str) -> int:
@@ -70,17 +90,13 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"must be numbers from 1 with commas; got {text}. 1,2,4,8 is usual.")
-    return tuple(map(int, parts))
-
-
-def _add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def _add_model(
+    parser: argparse.ArgumentParser, *, required: bool = True, data: str = "texts with their answers"
+) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run, a folder of Transformers, or a name on its hub")
-    add_data(parser, "--data", "texts with their answers", required=required)
+    add_data(parser, "--data", data, required=required)
     parser.add_argument("--split", metavar="NAME", help="rows of this split only")
+    add_task(parser)
     add_columns(parser)
 
 
@@ -95,6 +111,30 @@ def _add_further(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", type=_number, default=1, metavar="N", help="passes of that training")
 
 
+def _opened(chosen: Any, name: str) -> recipes.Subject:
+    return recipes.open_subject(name, data_settings(chosen), task=chosen.task)
+
+
+def _observe(chosen: Any) -> None:
+    run = Path(chosen.model)
+    page = chosen.page or ((run if (run / "run.json").is_file() else Path()) / "heads.html")
+    check_target(page, "--page")
+    subject, data = _opened(chosen, chosen.model), source(chosen.data)
+    with start(chosen.device, subject.precision, threads=chosen.threads) as runtime:
+        before = None
+        if chosen.before:
+            older = _opened(chosen, chosen.before)
+            before = recipes.look(older, data, runtime, split=chosen.split)
+        about = f"{chosen.model} on {' and '.join(chosen.data)}"
+        given: dict[str, Any] = {"split": chosen.split, "texts": chosen.texts, "before": before, "about": about}
+        report = recipes.report(subject, data, runtime, **given)
+    if not runtime.first:
+        return
+    report.write(page)
+    print(report.table.to_json() if chosen.json else report.table)
+    print(f"the page is {page}", file=sys.stderr)
+
+
 def _scores(chosen: Any, subject: recipes.Subject, runtime: Runtime) -> HeadScores:
     if chosen.by == "gates":
         return recipes.learned_scores(Path(chosen.model))
@@ -103,7 +143,7 @@ def _scores(chosen: Any, subject: recipes.Subject, runtime: Runtime) -> HeadScor
 
 def _score(chosen: Any) -> None:
     check_target(chosen.output, "--output")
-    subject = recipes.open_subject(chosen.model, data_settings(chosen))
+    subject = _opened(chosen, chosen.model)
     with start(chosen.device, threads=chosen.threads) as runtime:
         scores = _scores(chosen, subject, runtime)
     if chosen.output is None:
@@ -113,7 +153,7 @@ def _score(chosen: Any) -> None:
 
 
 def _prune(chosen: Any) -> None:
-    subject = recipes.open_subject(chosen.model, data_settings(chosen))
+    subject = _opened(chosen, chosen.model)
     with start(chosen.device, threads=chosen.threads) as runtime:
         if chosen.scores is None:
             scores = _scores(chosen, subject, runtime)
@@ -124,24 +164,35 @@ def _prune(chosen: Any) -> None:
         names = ("keep", "parameters", "milliseconds", "loss")
         limits = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None} or {"keep": 0.6}
         data = source(chosen.data)
+        losses = [recipes.mean_loss(subject, data, runtime, split=chosen.split)]
         plan = recipes.plan_heads(subject, scores, recipes.Limit(**limits), data, runtime)
         print(plan)
         smaller = _trained(chosen, subject, runtime, recipes.prune(subject, plan, _target(chosen)))
-        for name, each in (("whole", subject), ("smaller", smaller)):
-            loss, size = recipes.mean_loss(each, data, runtime, split=chosen.split), recipes.parameters(each.model)
-            print(f"{name}: loss {loss:.4f}, {size:,} parameters")
+        losses.append(recipes.mean_loss(smaller, data, runtime, split=chosen.split))
+        _print_losses(("whole", "smaller"), (subject, smaller), losses)
     print(f"the smaller model is in {chosen.out}")
 
 
 def _share(chosen: Any) -> None:
-    subject = recipes.open_subject(chosen.model, data_settings(chosen))
+    if chosen.by == "best" and chosen.data is None:
+        raise InputError("the best heads are found on data; got none. Name texts with their answers by --data.")
+    subject = _opened(chosen, chosen.model)
     with start(chosen.device, threads=chosen.threads) as runtime:
-        shared = _trained(chosen, subject, runtime, recipes.share(subject, chosen.kv_heads, _target(chosen)))
+        scores, losses = None, []
+        if chosen.by == "best":
+            scores = recipes.score(subject, source(chosen.data), runtime, split=chosen.split)
         if chosen.data is not None:
-            for name, each in (("whole", subject), ("shared", shared)):
-                loss = recipes.mean_loss(each, source(chosen.data), runtime, split=chosen.split)
-                print(f"{name}: loss {loss:.4f}, {recipes.parameters(each.model):,} parameters")
+            losses.append(recipes.mean_loss(subject, source(chosen.data), runtime, split=chosen.split))
+        shared = _trained(chosen, subject, runtime, recipes.share(subject, chosen.kv_heads, _target(chosen), scores))
+        if chosen.data is not None:
+            losses.append(recipes.mean_loss(shared, source(chosen.data), runtime, split=chosen.split))
+        _print_losses(("whole", "shared"), (subject, shared), losses)
     print(f"the model is in {chosen.out}")
+
+
+def _print_losses(names: Sequence[str], subjects: Sequence[recipes.Subject], losses: Sequence[float]) -> None:
+    for name, each, loss in zip(names, subjects, losses, strict=False):
+        print(f"{name}: loss {loss:.4f}, {recipes.parameters(each.model):,} parameters")
 
 
 def _target(chosen: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Run a command: train, evaluate, predict, observe, doctor, demo; those on heads are in `heads`."""
+"""Run a command: train, evaluate, tour, serve, doctor, demo; others are in `answers`, `export`, `heads`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,29 @@ from typing import Any
 import torch
 
 from headwise import recipes
-from headwise.cli.heads import add_compare, add_prune, add_score, add_share
-from headwise.cli.shared import add_columns, add_data, check_target, command, data_settings, source
+from headwise.cli.answers import add_align, add_predict
+from headwise.cli.export import add_export
+from headwise.cli.heads import add_compare, add_observe, add_prune, add_score, add_share
+from headwise.cli.shared import (
+    add_columns,
+    add_data,
+    add_run,
+    check_target,
+    command,
+    data_settings,
+    numbers,
+    opened,
+    source,
+    started,
+)
 from headwise.contracts import settings
-from headwise.contracts.files import replacing
 from headwise.errors import BackendError, ConfigError, HeadwiseError, InputError
-from headwise.training import Runtime, start
+from headwise.training import start
 from headwise.web import ServeConfig, serve
 
 __all__ = ["main"]
 
 _REFUSED, _FAILED, _STOPPED = 2, 1, 130
-_CHUNK = 64
-"""Lines of standard input that are answered at once."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,17 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("headwise", description="Attention in which every head can be seen.")
     parser.add_argument("--version", action="version", version=f"headwise {version('headwise')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    heads = (_add_observe, add_score, add_prune, add_share, add_compare, _add_tour)
-    others = (_add_serve, _add_doctor, _add_demo)
-    for add in (_add_train, _add_evaluate, _add_predict, _add_align, *heads, *others):
+    heads = (add_observe, add_score, add_prune, add_share, add_compare, _add_tour)
+    others = (add_export, _add_serve, _add_tune, _add_doctor, _add_demo)
+    for add in (_add_train, _add_evaluate, add_predict, add_align, *heads, *others):
         add(commands)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}. 0 is none.")
-    return int(text)
 
 
 def _add_train(commands: Any) -> None:
@@ -129,35 +131,11 @@ def _add_train(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     parser = command(commands, "evaluate", _evaluate, "measure a run on labelled texts", "runs/first --data test.tsv")
-    _add_run(parser)
+    add_run(parser)
+    parser.add_argument(
+        "--against", type=Path, metavar="RUN", help="another writer, or a file of its texts: do they differ?"
+    )
     parser.add_argument("--json", action="store_true", help="all figures, as JSON")
-
-
-def _add_predict(commands: Any) -> None:
-    example = "runs/first --data new.tsv --output answers.tsv"
-    parser = command(commands, "predict", _predict, "answer for texts, in their order", example)
-    _add_run(parser, required=False)
-    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; else --data, else lines of stdin")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="file of the answers; else the terminal")
-    parser.add_argument("--align", action="store_true", help="link words with those of the text, after `align`")
-    parser.add_argument("--json", action="store_true", help="JSON, one object a line, with all probabilities")
-
-
-def _add_align(commands: Any) -> None:
-    told = "find the heads of a translator that align, and link the words of pairs"
-    parser = command(commands, "align", _align, told, "runs/first --data train.tsv --output links.txt")
-    _add_run(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="links of these pairs, a line each: 0-0 1-2")
-
-
-def _add_observe(commands: Any) -> None:
-    example = "runs/first --data test.tsv"
-    parser = command(commands, "observe", _observe, "see what every head of a run does on texts", example)
-    _add_run(parser)
-    parser.add_argument("--page", type=Path, metavar="HTML", help="the page; heads.html in the run by default")
-    parser.add_argument("--texts", type=_count, default=4, metavar="N", help="texts to draw; 4 by default, 0 for none")
-    parser.add_argument("--before", type=Path, metavar="DIR", help="run before heads were cut, to stand beside")
-    parser.add_argument("--json", action="store_true", help="the table with its sums, as JSON")
 
 
 def _add_tour(commands: Any) -> None:
@@ -181,20 +159,22 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as limits.deadline=5")
 
 
+def _add_tune(commands: Any) -> None:
+    told = "measure which backend of attention is the fastest here, which `auto` follows then"
+    parser = command(commands, "tune", _tune, told, "")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file of the answer; else the cache, where it is found"
+    )
+    parser.add_argument("--keys", type=numbers, default=recipes.KEYS, metavar="N,N", help="32,128,512,2048 by default")
+
+
 def _add_doctor(commands: Any) -> None:
     command(commands, "doctor", _doctor, "tell what works on this machine, and which way attention takes", "")
 
 
 def _add_demo(commands: Any) -> None:
-    parser = command(commands, "demo", _demo, "train on the bundled reviews, and see the heads", "--out runs/demo")
+    parser = command(commands, "demo", _demo, "train on the bundled texts, and see the heads", "--out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the runs")
-
-
-def _add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run")
-    add_data(parser, "--data", "table, folder or hub:NAME; files of lines for pairs", required=required)
-    parser.add_argument("--split", metavar="NAME", help="rows of this split only")
-    add_columns(parser)
 
 
 def _train(chosen: Any) -> None:
@@ -238,18 +218,14 @@ def _given(chosen: Any) -> dict[str, Any]:
     return given
 
 
-def _opened(chosen: Any) -> recipes.Run:
-    return recipes.with_data(recipes.open_run(chosen.folder), data_settings(chosen))
-
-
-def _started(chosen: Any, run: recipes.Run) -> Runtime:
-    return start(chosen.device, run.config.training.precision, threads=chosen.threads)
-
-
 def _evaluate(chosen: Any) -> None:
-    run = _opened(chosen)
-    with _started(chosen, run) as runtime:
-        figures = recipes.evaluate(run, source(chosen.data), runtime, split=chosen.split)
+    run, data = opened(chosen), source(chosen.data)
+    other = chosen.against if chosen.against is None or chosen.against.is_file() else opened(chosen, chosen.against)
+    with started(chosen, run) as runtime:
+        if other is None:
+            figures = recipes.evaluate(run, data, runtime, split=chosen.split)
+        else:
+            figures = recipes.significance(run, other, data, runtime, split=chosen.split)
         if not runtime.first:
             return
         if chosen.json:
@@ -258,91 +234,6 @@ def _evaluate(chosen: Any) -> None:
         for name, value in figures.items():
             if isinstance(value, float | str):
                 print(name, f"{value:.4f}" if isinstance(value, float) else value)
-
-
-def _predict(chosen: Any) -> None:
-    if chosen.data is not None and chosen.text:
-        raise InputError("texts must come from `--data` or from `--text`; got both. Leave one out.")
-    check_target(chosen.output, "--output")
-    run = _opened(chosen)
-    if chosen.align:
-        run = replace(run, aligner=recipes.read_aligner(chosen.folder))
-    with _started(chosen, run) as runtime:
-        if chosen.data is not None:
-            answers: Iterable[Any] = recipes.predict(run, source(chosen.data), runtime, split=chosen.split)
-        else:
-            texts = iter([chosen.text]) if chosen.text else _lines_of_stdin()
-            answers = _answers(run, texts, runtime)
-        lines = (recipes.line(run, answer, as_json=chosen.json) for answer in answers)
-        if chosen.output is None:
-            for line in lines:
-                if runtime.first:
-                    print(line, flush=True)
-            return
-        _write_lines(lines, chosen.output, runtime)
-
-
-def _write_lines(lines: Iterable[str], path: Path, runtime: Runtime) -> None:
-    """Write lines as they come, whole or not at all; all processes compute them, the first one writes."""
-    if not runtime.first:
-        deque(lines, maxlen=0)
-        return
-    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _answers(run: recipes.Run, texts: Iterator[list[str]], runtime: Runtime) -> Iterator[Any]:
-    """Answer chunk by chunk; what the first process reads is for all, since they share one standard input."""
-    while chunk := runtime.from_first(next(texts, []) if runtime.first else []):
-        yield from recipes.predict_texts(run, chunk, runtime)
-
-
-def _lines_of_stdin() -> Iterator[list[str]]:
-    """Read lines of standard input, some at a time; from a terminal, one."""
-    size, number, chunk = 1 if sys.stdin.isatty() else _CHUNK, 0, []
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            chunk.append(line.decode().rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            fact = f"byte 0x{line[error.start]:02x} in line {number}"
-            raise InputError(f"standard input must be text in UTF-8; got {fact}. Convert it.") from None
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _align(chosen: Any) -> None:
-    check_target(chosen.output, "--output")
-    run = _opened(chosen)
-    with _started(chosen, run) as runtime:
-        aligner = recipes.find_aligner(run, source(chosen.data), runtime, split=chosen.split)
-        if runtime.first:
-            recipes.save_aligner(aligner, chosen.folder)
-            print(aligner)
-        if chosen.output is None:
-            return
-        links = recipes.align_pairs(run, aligner, source(chosen.data), runtime, split=chosen.split)
-        _write_lines(map(str, links), chosen.output, runtime)
-
-
-def _observe(chosen: Any) -> None:
-    run, page = _opened(chosen), chosen.page or chosen.folder / "heads.html"
-    check_target(page, "--page")
-    given: dict[str, Any] = {"split": chosen.split, "texts": chosen.texts}
-    with _started(chosen, run) as runtime:
-        data = source(chosen.data)
-        if chosen.before:
-            older = recipes.with_data(recipes.open_run(chosen.before), data_settings(chosen))
-            given["before"] = recipes.look(older, data, runtime, split=chosen.split)
-        given["about"] = f"{chosen.folder} on {' and '.join(chosen.data)}"
-        report = recipes.report(run, data, runtime, **given)
-    if not runtime.first:
-        return
-    report.write(page)
-    print(report.table.to_json() if chosen.json else report.table)
-    print(f"the page is {page}", file=sys.stderr)
 
 
 def _tour(chosen: Any) -> None:
@@ -361,6 +252,13 @@ def _serve(chosen: Any) -> None:
     for assignment in chosen.set:
         given = settings.override(given, assignment)
     serve(chosen.runs, settings.read(ServeConfig, given), chosen.device)
+
+
+def _tune(chosen: Any) -> None:
+    check_target(chosen.out, "--out")
+    with start("cpu", "float32", threads=chosen.threads):
+        for line in recipes.tune(chosen.keys, chosen.out):
+            print(line, flush=True)
 
 
 def _doctor(chosen: Any) -> None:

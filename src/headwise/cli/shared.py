@@ -8,22 +8,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from headwise import recipes
 from headwise.errors import InputError
+from headwise.training import Runtime, start
 
-__all__ = ["add_columns", "add_data", "check_target", "command", "data_settings", "source"]
+__all__ = [
+    "add_columns",
+    "add_data",
+    "add_run",
+    "add_task",
+    "check_target",
+    "command",
+    "data_settings",
+    "numbers",
+    "opened",
+    "source",
+    "started",
+]
 
 _USAGE = {
     "train": "TASK --data FILE --out DIR",
     "evaluate": "DIR --data FILE",
     "predict": "DIR",
     "align": "DIR --data FILE",
-    "observe": "DIR --data FILE",
+    "export": "DIR --out DIR",
+    "observe": "MODEL --data FILE",
     "tour": "SENTENCE",
     "score": "MODEL --data FILE",
     "prune": "MODEL --data FILE --out DIR",
     "share": "MODEL --kv-heads N --out DIR",
     "compare": "TASK --data FILE --heads N,N --out DIR",
     "serve": "RUN [RUN ...]",
+    "tune": "",
     "doctor": "",
     "demo": "",
 }
@@ -77,6 +93,33 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip")
 
 
+def add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add a run, and the data that it is used on."""
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder of the run; or a Marian, BART or T5: a folder, or ORG/NAME"
+    )
+    add_data(parser, "--data", "table, folder or hub:NAME; files of lines for pairs", required=required)
+    parser.add_argument("--split", metavar="NAME", help="rows of this split only")
+    add_task(parser)
+    add_columns(parser)
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says what a pretrained model is used for."""
+    told = "of a pretrained writer: translation, summarization or a name in its config"
+    parser.add_argument("--task", metavar="TASK", help=told)
+
+
+def opened(chosen: Any, folder: Path | None = None) -> recipes.Run:
+    """Open the run that a command names, or that of another folder, to read data as the command's flags say."""
+    return recipes.with_data(recipes.open_any(folder or chosen.folder, task=chosen.task), data_settings(chosen))
+
+
+def started(chosen: Any, run: recipes.Run) -> Runtime:
+    """Start what a run computes on."""
+    return start(chosen.device, run.config.training.precision, threads=chosen.threads)
+
+
 def data_settings(chosen: Any) -> dict[str, Any]:
     """Lay out what these flags say as settings."""
     names = ("text_column", "label_column", "source_column", "target_column", "on_error")
@@ -86,6 +129,14 @@ def data_settings(chosen: Any) -> dict[str, Any]:
 def source(files: Sequence[str]) -> Any:
     """Give what a flag names as the readers take it: one thing, or two files of lines."""
     return files[0] if len(files) == 1 else files
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read numbers with commas between them, as the type of a flag."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"must be numbers from 1 with commas; got {text}. 1,2,4,8 is usual.")
+    return tuple(map(int, parts))
 
 
 def check_target(path: Path | None, flag: str) -> None:

@@ -1,7 +1,7 @@
 """Hold the plain data that the parts of headwise hand to each other."""
 
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
-from headwise.contracts.examples import Batch, Examples, PairBatch
+from headwise.contracts.examples import Batch, Examples, PairBatch, twice
 from headwise.contracts.layout import HeadId, Layout, Place
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
@@ -22,4 +22,5 @@ __all__ = [
     "Scored",
     "Seen",
     "Statistics",
+    "twice",
 ]

@@ -13,9 +13,10 @@ from headwise.contracts.tree import plain
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Batch", "Examples", "PairBatch"]
+__all__ = ["Batch", "Examples", "PairBatch", "twice"]
 
 _Some = TypeVar("_Some", covariant=True)
+_Held = TypeVar("_Held", "Batch", "PairBatch")
 
 
 @plain
@@ -59,6 +60,12 @@ class PairBatch:
         moved = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device, non_blocking=True), self)
         assert isinstance(moved, PairBatch), "a tree keeps its kind"
         return moved
+
+
+def twice(batch: _Held) -> _Held:
+    """Put a batch together with itself, so that dropout falls on the two readings of an example in different places."""
+    doubled: _Held = torch.utils._pytree.tree_map(lambda tensor: torch.cat([tensor, tensor]), batch)
+    return doubled
 
 
 class Examples(Protocol[_Some]):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-__all__ = ["cache_folder", "replacing", "sync", "write_whole"]
+from headwise.errors import InputError
+
+__all__ = ["begun_of", "cache_folder", "count_lines", "going_on", "replacing", "sync", "write_whole"]
+
+
+_BLOCK = 1 << 20
 
 
 def cache_folder() -> Path:
@@ -54,11 +63,94 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def going_on(path: Path, marks: Mapping[str, str], *, resume: bool) -> Iterator[tuple[IO[str], int]]:
+    """Give a file of lines to write more lines to, each of which is there at once, and how many it has.
+
+    It stands hidden beside `path`, under a name that tells what its lines come from, and takes its place when all went
+    well. What a process leaves behind that failed or was killed, another may go on with; a last line without its end
+    is cut off.
+
+    Args:
+        path: the file, once it is whole.
+        marks: what the lines come from, by name; of each a digest that changes with it.
+        resume: go on with what was left, if it comes from the same; else it is removed.
+
+    Raises:
+        InputError: when another process writes to the file, or what was left comes from something else.
+    """
+    begun = path.with_name(f".{path.name}.begun-{'-'.join(marks.values())}")
+    for other in begun_of(path):
+        with other.open("ab") as left:
+            _take(left, path)
+        if resume and other != begun:
+            theirs = other.name.rpartition(".begun-")[2].split("-")
+            told = " and ".join(name for name, their in zip(marks, theirs, strict=False) if marks[name] != their)
+            raise InputError(
+                f"`{path}` must be gone on with as it was begun; got another {told}. Name the same, or begin anew "
+                "without `--resume`."
+            )
+        if not resume:
+            other.unlink()
+    with begun.open("a+b") as file:
+        _take(file, path)
+        lines, size = _whole_lines(file)
+        file.truncate(size)
+        try:
+            with io.TextIOWrapper(file, encoding="utf-8", newline="\n", line_buffering=True) as text:
+                yield text, lines
+            sync(begun)
+        except BaseException:
+            if not begun.stat().st_size:
+                begun.unlink()
+            raise
+    begun.replace(path)
+    sync(path.parent)
+
+
+def begun_of(path: Path) -> list[Path]:
+    """List what there is of a file that was begun and is not whole."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.begun-*"))
+
+
+def count_lines(path: Path) -> int:
+    """Count the lines of a file that have an end."""
+    with path.open("rb") as file:
+        return _whole_lines(file)[0]
+
+
+def _take(file: IO[bytes], path: Path) -> None:
+    """Keep a file for this process until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"`{path}` must be nobody else's; got one that is being written. Wait, or stop that."
+        ) from None
+
+
+def _whole_lines(file: IO[bytes]) -> tuple[int, int]:
+    """Count the lines that have an end, and their bytes."""
+    lines = size = at = 0
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        lines += block.count(b"\n")
+        size = at + last + 1 if (last := block.rfind(b"\n")) >= 0 else size
+        at += len(block)
+    return lines, size
+
+
 def _clear(path: Path) -> None:
+    for left in _left(path):
+        left.unlink(missing_ok=True)
+
+
+def _left(path: Path) -> Iterator[Path]:
+    """Yield what processes left that were killed while they wrote a file."""
     for left in path.parent.glob(f".{path.name}.tmp-*"):
         writer = left.name.rpartition("-")[2]
         if writer.isdecimal() and not _alive(int(writer)):
-            left.unlink(missing_ok=True)
+            yield left
 
 
 def _alive(process: int) -> bool:

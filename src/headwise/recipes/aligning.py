@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -72,10 +73,8 @@ def align_texts(
     checked_texts([*sources, *targets])
     model, data = translator(run).to(runtime.device).eval(), run.config.data
     assert isinstance(data, PairSettings), "the settings of a run on pairs"
-    most = data.max_source - 1, data.max_target - 2
-    source, target = (
-        Tokens.of(run.tokenizer.encode(texts, max_tokens=n)) for texts, n in zip((sources, targets), most, strict=True)
-    )
+    sides = _Side(run.reader, data.max_source - 1), _Side(run.tokenizer, data.max_target - 2)
+    source, target = (side.tokens(texts) for side, texts in zip(sides, (sources, targets), strict=True))
     held = PairExamples(source, target, model.config.begin, model.config.end)
     found: dict[int, list[tuple[int, int]]] = {}
     with torch.inference_mode(), runtime.autocast():
@@ -83,23 +82,28 @@ def align_texts(
             links = align(model, batch, aligner, special=(model.config.end,))
             found.update(zip(batch.row_B.tolist(), links, strict=True))
     found = {row: links for part in runtime.gather([found]) for row, links in part.items()}
-    return [
-        _of_words(found[row], source, target, run.tokenizer, most)
-        for row, (source, target) in enumerate(zip(sources, targets, strict=True))
-    ]
+    linked = []
+    for row, texts in enumerate(zip(sources, targets, strict=True)):
+        (read, read_at), (written, written_at) = (side.words(text) for side, text in zip(sides, texts, strict=True))
+        linked.append(WordLinks(read, written, tuple(by_words(found[row], read_at, written_at))))
+    return linked
 
 
-def _of_words(
-    links: Sequence[tuple[int, int]], source: str, target: str, tokenizer: Tokenizer, most: Sequence[int]
-) -> WordLinks:
-    """Turn links of tokens into links of words."""
-    spans = [list(_WORD.finditer(text)) for text in (source, target)]
-    places = [
-        [_word_at(begin, end, words) for begin, end in tokenizer.offsets(text, max_tokens=n)]
-        for text, words, n in zip((source, target), spans, most, strict=True)
-    ]
-    source_words, target_words = (tuple(word.group() for word in each) for each in spans)
-    return WordLinks(source_words, target_words, tuple(by_words(links, *places)))
+class _Side(NamedTuple):
+    """Cut the texts of one side of the pairs."""
+
+    tokenizer: Tokenizer
+    most: int
+    """Most tokens of a text."""
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        return Tokens.of(self.tokenizer.encode(texts, max_tokens=self.most))
+
+    def words(self, text: str) -> tuple[tuple[str, ...], list[int]]:
+        """Give the words of a text, and which of them each of its tokens belongs to; -1 for none."""
+        words = list(_WORD.finditer(text))
+        spans = self.tokenizer.offsets(text, max_tokens=self.most)
+        return tuple(word.group() for word in words), [_word_at(begin, end, words) for begin, end in spans]
 
 
 def _word_at(begin: int, end: int, words: Sequence[re.Match[str]]) -> int:

@@ -13,21 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headwise.contracts import Batch, Scored
+from headwise.contracts import Batch, Scored, twice
 from headwise.errors import ConfigError, InputError
 from headwise.models import Classifier, load_classifier, load_encoder, locate
-from headwise.recipes.batches import all_logits, batches_of_pass, checked_texts, spread
+from headwise.recipes.batches import all_logits, batches_of_pass, checked_texts
 from headwise.recipes.beginnings import Freeze, put, vectors_of
 from headwise.recipes.cards import Card
 from headwise.recipes.config import RunConfig
-from headwise.recipes.plans import Plan, Save
+from headwise.recipes.plans import Plan, Save, Unanswered, check_dev
 from headwise.recipes.run import Run
-from headwise.tasks.data import Table
 from headwise.tasks.encoding import Tokens
 from headwise.tasks.labels import SKIPPED, Prediction
 from headwise.tasks.metrics import score
 from headwise.tasks.sentiment import Prepared, SentimentSettings, TextExamples, encode, open_texts, prepare
-from headwise.tasks.sources import ALL, Source
+from headwise.tasks.sources import Source
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Job, Runtime
 
@@ -41,9 +40,9 @@ __all__ = [
     "line",
     "losses",
     "plan",
-    "predict",
     "predict_texts",
     "report",
+    "unanswered",
 ]
 
 _log = logging.getLogger("headwise")
@@ -67,8 +66,7 @@ def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
     tokenizer = Tokenizer.pretrained(str(locate(pretrained))) if pretrained else None
     torch.manual_seed(config.training.seed)
     prepared = prepare(source, config.data, tokenizer=tokenizer, quiet=quiet)
-    if "dev" not in prepared.examples:
-        raise ConfigError("training needs a dev split; got none. Name one with --dev, or set data.dev to a share.")
+    check_dev(prepared.examples)
     _refuse_other(config, prepared)
     model_config = replace(config.model, classes=prepared.labels.names, multi_label=prepared.labels.several)
     if pretrained:
@@ -140,7 +138,7 @@ def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
     return Job(
         model=model,
         examples=prepared.examples["train"],
-        loss=partial(_loss, smoothing=config.training.label_smoothing),
+        loss=partial(_loss, smoothing=config.training.label_smoothing, rdrop=config.training.rdrop),
         validate=lambda held: _figures(held, prepared.examples["dev"], runtime),
         save=save,
         metrics=_METRICS[prepared.labels.several],
@@ -148,28 +146,49 @@ def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
     )
 
 
-def _loss(model: nn.Module, batch: Batch, *, smoothing: float) -> Scored:
-    """Sum the cross-entropy of a batch; of several labels, that of each."""
-    logits_BC, target = model(batch.tokens_BT, batch.length_B).float(), batch.target
-    assert target is not None, "training data has labels"
+def _loss(model: nn.Module, batch: Batch, *, smoothing: float, rdrop: float = 0.0) -> Scored:
+    """Sum the cross-entropy of a batch, of several labels that of each, and with `rdrop` what parts two readings."""
+    if not rdrop:
+        return _cross_entropy(model, batch, smoothing)[0]
+    scored, logits_BC = _cross_entropy(model, twice(batch), smoothing)
+    assert batch.target is not None, "training data has labels"
+    one_BC, two_BC = logits_BC.tensor_split(2)
+    share = partial(torch.softmax, dim=-1) if batch.target.dim() == 1 else torch.sigmoid
+    # The normalisers of a softmax are constants over the classes, and differences of shares sum to 0.
+    apart = ((share(one_BC) - share(two_BC)) * (one_BC - two_BC)).sum() / 2
+    return Scored(scored.sum + rdrop * apart, scored.count)
+
+
+def _cross_entropy(model: nn.Module, batch: Batch, smoothing: float) -> tuple[Scored, Tensor]:
+    """Give the summed cross-entropy, and the logits."""
+    logits_BC, target = _read(model, batch)
     count = torch.tensor(len(logits_BC), device=logits_BC.device)
     if target.dim() == 1:
-        return Scored(F.cross_entropy(logits_BC, target, reduction="sum", label_smoothing=smoothing), count)
+        summed = F.cross_entropy(logits_BC, target, reduction="sum", label_smoothing=smoothing)
+        return Scored(summed, count), logits_BC
     soft_BC = target * (1 - smoothing) + smoothing / 2
-    return Scored(F.binary_cross_entropy_with_logits(logits_BC, soft_BC, reduction="sum"), count)
+    return Scored(F.binary_cross_entropy_with_logits(logits_BC, soft_BC, reduction="sum"), count), logits_BC
+
+
+def _read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give the logits of a batch, and its labels."""
+    assert batch.target is not None, "read with its labels"
+    return model(batch.tokens_BT, batch.length_B).float(), batch.target
 
 
 def _figures(model: nn.Module, examples: TextExamples, runtime: Runtime) -> dict[str, float]:
     """Compute the figures by which training chooses a model."""
-    logits_NC = all_logits(model, examples, runtime)
-    assert examples.target is not None, "validation data has labels"
-    target = torch.from_numpy(examples.target)
-    if target.dim() == 2:
-        loss, counted = F.binary_cross_entropy_with_logits(logits_NC, target.float()), score(logits_NC, target.float())
-    else:
-        loss, counted = F.cross_entropy(logits_NC, target.long()), score(logits_NC, target.long())
-    figures = counted.report([str(i) for i in range(logits_NC.shape[1])])
+    logits_NC, target = all_logits(model, examples, runtime), _target(examples)
+    loss = (F.binary_cross_entropy_with_logits if target.dim() == 2 else F.cross_entropy)(logits_NC, target)
+    figures = score(logits_NC, target).report([str(i) for i in range(logits_NC.shape[1])])
     return {name: value for name, value in figures.items() if isinstance(value, float)} | {"loss": float(loss)}
+
+
+def _target(examples: TextExamples) -> Tensor:
+    """Give the class of each text, shape (N,), or, of several labels, 1.0 for each that it has, (N, C)."""
+    assert examples.target is not None, "read with its labels"
+    target = torch.from_numpy(examples.target)
+    return target.float() if target.dim() == 2 else target.long()
 
 
 def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
@@ -178,13 +197,9 @@ def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = No
     Raises:
         InputError: for data that cannot be read, or with labels that the model does not know.
     """
-    table = open_texts(source, _data(run), quiet=not runtime.first)
-    held = encode(table, run.tokenizer, _data(run), labels=run.labels, quiet=not runtime.first)
-    held = _chosen(held, table, split)
+    held = known(run, source, split=split, quiet=not runtime.first)
     logits_NC = all_logits(run.model.to(runtime.device), held, runtime, told="evaluate")
-    assert held.target is not None, "the table was read with its labels"
-    target = torch.from_numpy(held.target)
-    return score(logits_NC, target if target.dim() == 2 else target.long()).report(run.labels.names)
+    return score(logits_NC, _target(held)).report(run.labels.names)
 
 
 def _data(run: Run) -> SentimentSettings:
@@ -192,16 +207,9 @@ def _data(run: Run) -> SentimentSettings:
     return run.config.data
 
 
-def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> list[Prediction]:
-    """Answer for every text of a table, in its order; of a split, for the rows that belong to it.
-
-    Where broken rows are left out and no split is named, `SKIPPED` stands in the place of each, so that answers and
-    rows stay side by side.
-    """
-    table = open_texts(source, _data(run), labelled=False, quiet=not runtime.first)
-    examples = _chosen(encode(table, run.tokenizer, _data(run), quiet=not runtime.first), table, split or ALL)
-    answers = run.labels.predictions(all_logits(run.model.to(runtime.device), examples, runtime, told="predict"))
-    return list(spread(answers, table.skipped.before, SKIPPED)) if split in (None, ALL) else answers
+def unanswered(run: Run, source: Source, *, quiet: bool = False) -> Unanswered:
+    """Open texts to classify; in the place of a row that was left out stands `SKIPPED`."""
+    return Unanswered(open_texts(source, _data(run), labelled=False, quiet=quiet), "text", SKIPPED)
 
 
 def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Prediction]:
@@ -222,7 +230,7 @@ def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Pred
 def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> TextExamples:
     """Read texts without their labels."""
     table = open_texts(source, _data(run), labelled=False, quiet=quiet)
-    return _chosen(encode(table, run.tokenizer, _data(run), quiet=quiet), table, split)
+    return encode(table, run.tokenizer, _data(run), quiet=quiet).select(table.chosen(split))
 
 
 def again(run: Run, source: Source, *, quiet: bool = False) -> Plan:
@@ -241,13 +249,12 @@ def again(run: Run, source: Source, *, quiet: bool = False) -> Plan:
 def known(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> TextExamples:
     """Read texts with their labels."""
     table = open_texts(source, _data(run), quiet=quiet)
-    return _chosen(encode(table, run.tokenizer, _data(run), labels=run.labels, quiet=quiet), table, split)
+    return encode(table, run.tokenizer, _data(run), labels=run.labels, quiet=quiet).select(table.chosen(split))
 
 
 def losses(model: nn.Module, batch: Batch) -> Tensor:
     """Give the cross-entropy of each text; of several labels, the sum over them."""
-    logits_BC, target = model(batch.tokens_BT, batch.length_B).float(), batch.target
-    assert target is not None, "the data was read with its labels"
+    logits_BC, target = _read(model, batch)
     if target.dim() == 1:
         return F.cross_entropy(logits_BC, target, reduction="none")
     return F.binary_cross_entropy_with_logits(logits_BC, target.float(), reduction="none").sum(1)
@@ -256,13 +263,6 @@ def losses(model: nn.Module, batch: Batch) -> Tensor:
 def forward(model: nn.Module, batch: Batch) -> object:
     """Have the model read a batch."""
     return model(batch.tokens_BT, batch.length_B)
-
-
-def _chosen(held: TextExamples, table: Table, split: str | None) -> TextExamples:
-    """Keep the rows of a split; of `all`, every row."""
-    if split == ALL or (split is None and "test" not in table.splits):
-        return held
-    return held.select(table.rows(split or "test"))
 
 
 def line(answer: Prediction, *, as_json: bool) -> str:

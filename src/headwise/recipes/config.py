@@ -58,6 +58,9 @@ class RunConfig:
             yield f'`vectors` goes with init = "vectors"; got {self.vectors!r} and {self.init!r}. Set both or neither.'
         if self.frozen_passes < -1:
             yield f"`frozen_passes` must be at least -1; got {self.frozen_passes}. 0 tunes the vectors from the start."
+        if self.training.guided_alignment:
+            told = f"a model with cross attention; got a classifier and {self.training.guided_alignment}"
+            yield f"`training.guided_alignment` teaches a head of {told}. Leave it out."
 
     @property
     def pretrained(self) -> str | None:

@@ -13,6 +13,7 @@ from headwise.recipes.config import AnyConfig, resolve
 from headwise.recipes.evaluate import evaluate, line, predict_texts
 from headwise.recipes.report import report
 from headwise.recipes.run import open_run, was_begun
+from headwise.recipes.subjects import Own
 from headwise.recipes.train import plan, train
 from headwise.training import Runtime
 
@@ -46,7 +47,7 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
         run = open_run(folder)
         figure = evaluate(run, show.source, runtime)[show.figure]
         page = folder / "heads.html"
-        report(run, show.source, runtime, about=f"The model of {folder}, on the test part of {held}").write(page)
+        report(Own(run), show.source, runtime, about=f"The model of {folder}, on the test part of {held}").write(page)
         answer = line(run, predict_texts(run, [show.said], runtime)[0]).replace("\t", ", ")
         yield f"{name}: {show.figure} {figure:.4f} on the test part, after {time.monotonic() - began:.0f} s"
         yield f"{name}: “{show.said}” gives “{answer}”"

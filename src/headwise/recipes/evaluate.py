@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -17,9 +17,12 @@ from headwise.recipes.aligning import WordLinks, align_texts, translator
 from headwise.recipes.batches import cut_rows, in_batches
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
+from headwise.recipes.streaming import stream
+from headwise.recipes.subjects import Subject
 from headwise.tasks.align import Aligner, Lexicon, find_heads
 from headwise.tasks.sentiment import TextExamples
 from headwise.tasks.sources import ALL, Source
+from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
 
 __all__ = ["align_pairs", "evaluate", "find_aligner", "line", "look", "predict", "predict_texts"]
@@ -46,14 +49,26 @@ def evaluate(run: Run, source: Source, runtime: Runtime, *, split: str | None = 
     return kind_of(run.config).report(run, source, runtime, split=split)
 
 
-def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Iterable[Any]:
+def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None, done: int = 0) -> Iterator[Any]:
     """Answer for every text of a table, in its order; of a split, for the rows that belong to it.
 
-    A classifier gives a list of `Prediction`; where broken rows are left out and no split is named, `SKIPPED` stands
-    in the place of each, so that answers and rows stay side by side. What writes texts gives a list of `Hypothesis`
-    a text, one after the other, in memory that does not grow with the table.
+    Answers are computed some thousand at a time, in memory that does not grow with the table. A classifier gives a
+    `Prediction` a text, what writes texts a list of its best. Where broken rows are left out and no split is named,
+    `SKIPPED` or an empty list stands in the place of each, so that answers and rows stay side by side.
+
+    Args:
+        run: the run.
+        source: a file, a folder, `hub:NAME`, or two files of lines.
+        runtime: on what; processes share the work.
+        split: rows of which split; left out, all.
+        done: how many answers are known from before; those after them are given, as they would have come.
+
+    Raises:
+        InputError: for data that cannot be read.
     """
-    return kind_of(run.config).predict(run, source, runtime, split=split)
+    kind = kind_of(run.config)
+    found = kind.unanswered(run, source, quiet=not runtime.first)
+    return stream(found, partial(kind.predict_texts, run, runtime=runtime), runtime, split=split, done=done)
 
 
 def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[Any]:
@@ -101,32 +116,37 @@ def align_pairs(
     return align_texts(run, aligner, sources, targets, runtime)
 
 
-def look(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> HeadTable:
-    """Look at every head while the model reads the texts of a table."""
-    examples = kind_of(run.config).examples(run, source, split=split, quiet=not runtime.first)
-    run.model.to(runtime.device).eval()
-    tables = list(_tables(run, examples, runtime))
+def look(subject: Subject, source: Source, runtime: Runtime, *, split: str | None = None) -> HeadTable:
+    """Look at every head while a model reads the texts of a table.
+
+    Raises:
+        InputError: for data that cannot be read, or of which no row is chosen.
+    """
+    examples = subject.examples(source, split=split, quiet=not runtime.first)
+    subject.model.to(runtime.device).eval()
+    tables = list(_tables(subject, examples, runtime))
     return reduce(add, [each for each in runtime.gather([tables[0] if tables else None]) if each is not None])
 
 
-def _tables(run: Run, examples: Examples[Any], runtime: Runtime) -> Iterator[HeadTable]:
+def _tables(subject: Subject, examples: Examples[Any], runtime: Runtime) -> Iterator[HeadTable]:
     """Yield this process's table, unless it has no share of the texts."""
     batch: Any = None
-    separators, rare = _marked(run, examples)
-    with torch.inference_mode(), runtime.autocast(), observe(run.model) as observer:
+    separators, rare = _marked(subject.tokenizer, examples)
+    with torch.inference_mode(), runtime.autocast(), observe(subject.model) as observer:
         for batch in in_batches(examples, runtime, told="observe"):
             if isinstance(batch, Batch):
                 observer.reading(Tokens(batch.tokens_BT, separators, rare))
-            kind_of(run.config).forward(run.model, batch)
+            subject.forward(batch)
     if batch is not None:
         yield observer.table()
 
 
-def _marked(run: Run, examples: Examples[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _marked(tokenizer: Tokenizer, examples: Examples[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Name the ids of separators, and of the rarest tokens, which together make up a twentieth of these texts."""
     if not isinstance(examples, TextExamples):
         return (), ()
-    vocabulary, counts_V = run.tokenizer.vocabulary, examples.tokens.counts_V(run.tokenizer.size)
+    vocabulary = tokenizer.vocabulary
+    counts_V = examples.tokens.counts_V(len(vocabulary))
     order_V = np.argsort(counts_V, kind="stable")
     rare = order_V[np.cumsum(counts_V[order_V]) <= _RARE * counts_V.sum()]
     separators = tuple(id_ for id_, token in enumerate(vocabulary) if token in _SEPARATORS)

@@ -20,8 +20,8 @@ class PairConfig:
 
     task: Literal["translation", "summarization"] = "translation"
     """What the model is for."""
-    init: Literal["random", "vectors"] = "random"
-    """What the model begins from: random numbers, or word vectors."""
+    init: Literal["random", "vectors", "pretrained"] = "random"
+    """What the model begins from: random numbers, or word vectors; `pretrained` marks one read from Transformers."""
     vectors: str = ""
     """File of word vectors, or glove; for init = "vectors"."""
     frozen_passes: int = 0
@@ -47,6 +47,12 @@ class PairConfig:
             yield f"`sample` must be at least -1; got {self.sample}. 200 is usual."
         if self.sample == 0 and self.training.keep_best not in ("", "loss"):
             yield f"`sample` must not be 0 where {self.training.keep_best} keeps the best; got 0. 200 is usual."
+        if self.model.copy and self.training.rdrop:
+            told = "what is written from the vocabulary alone; got `model.copy` beside it"
+            yield f"`training.rdrop` compares {told}. Set one of both to false or 0."
+        if self.training.compile and self.training.guided_alignment:
+            told = "a model that is not compiled; got `training.compile` beside it"
+            yield f"`training.guided_alignment` teaches a head of {told}. Set one of both to false or 0."
 
 
 def pair_defaults(given: Mapping[str, Any], size: str | None) -> dict[str, Any]:

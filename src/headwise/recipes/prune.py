@@ -106,13 +106,22 @@ def prune(subject: Subject, chosen: Plan, out: Path, figures: Mapping[str, float
     return _written(subject.having(heads.prune(subject.layout, chosen)), out, chosen, figures or {})
 
 
-def share(subject: Subject, kv_heads: int, out: Path) -> Subject:
+def share(subject: Subject, kv_heads: int, out: Path, scores: HeadScores | None = None) -> Subject:
     """Let the heads of a model share so many key and value heads, and write it into a folder.
+
+    Args:
+        subject: the model.
+        kv_heads: key and value heads of each layer.
+        out: the folder.
+        scores: what its heads are worth: of those that become one, the best is kept; left out, they become their mean.
 
     Raises:
         ConfigError: when the number does not divide those of every layer.
+        InputError: when the scores are of another model, or the folder holds one.
     """
-    return _written(subject.having(subject.layout.share(kv_heads)), out, None, {})
+    layout = subject.layout
+    weights = None if scores is None else heads.representatives(layout, scores, kv_heads)
+    return _written(subject.having(layout.share(kv_heads, weights)), out, None, {})
 
 
 def _written(subject: Subject, out: Path, chosen: Plan | None, figures: Mapping[str, float]) -> Subject:

@@ -1,4 +1,4 @@
-"""Report on the heads of a run: what they do over all texts, and on the texts where they are sharpest."""
+"""Report on the heads of a model: what they do over all texts, and on the texts where they are sharpest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from headwise.heads import Drawing, HeadTable, Report, draw, sharpness
 from headwise.models import Seq2Seq
 from headwise.recipes.batches import cut_rows
 from headwise.recipes.evaluate import look
-from headwise.recipes.kinds import kind_of
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.run import Run
-from headwise.tasks.decoding import decode
+from headwise.recipes.subjects import Own, Subject
 from headwise.tasks.sources import Source
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
@@ -29,7 +28,7 @@ _LOOKED_AT = 2000
 
 
 def report(
-    run: Run,
+    subject: Subject,
     source: Source,
     runtime: Runtime,
     *,
@@ -43,7 +42,7 @@ def report(
     A model that writes is drawn on what it writes itself. Of several processes the first one draws.
 
     Args:
-        run: the run.
+        subject: the model.
         source: a file, a folder, `hub:NAME`, or two files of lines.
         runtime: on what.
         split: rows of which split; left out, `test` where there is one, else all.
@@ -51,12 +50,13 @@ def report(
         before: the table of the model before it was changed, to stand beside.
         about: a line that says which model and texts it is about.
     """
-    table = look(run, source, runtime, split=split)
+    table = look(subject, source, runtime, split=split)
     if not runtime.first:
         return Report(table, (), about, before)
-    examples: Examples[Any] = kind_of(run.config).examples(run, source, split=split, quiet=True)
+    examples = subject.examples(source, split=split, quiet=True)
     with torch.inference_mode():
-        drawings = [_drawn(run, examples, row, runtime) for row in _sharpest_rows(run, examples, texts, runtime)]
+        rows = _sharpest_rows(subject, examples, texts, runtime)
+        drawings = [_drawn(subject, examples.batch([row]).to(runtime.device)) for row in rows]
     return Report(table, drawings, about, before)
 
 
@@ -65,13 +65,13 @@ def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [token.replace("▁", " ").replace("Ġ", " ") for token in tokenizer.tokens(ids)]
 
 
-def _sharpest_rows(run: Run, examples: Examples[Any], count: int, runtime: Runtime) -> list[int]:
+def _sharpest_rows(subject: Subject, examples: Examples[Any], count: int, runtime: Runtime) -> list[int]:
     """Name the rows on which most heads look most at one word, on average."""
     best: dict[tuple[str, int], tuple[float, int]] = {}
     for rows in cut_rows(examples.length_N[:_LOOKED_AT]) if count else ():
         batch = examples.batch(rows.tolist()).to(runtime.device)
-        with sharpness(run.model.eval()) as sharp_of:
-            kind_of(run.config).forward(run.model, batch)
+        with sharpness(subject.model.eval()) as sharp_of:
+            subject.forward(batch)
         for place, sharp_BH in sharp_of.items():
             for head, (sharp, at) in enumerate(zip(*(each.tolist() for each in sharp_BH.max(0)), strict=True)):
                 best[place, head] = max(best.get((place, head), (-1.0, 0)), (sharp, int(rows[at])))
@@ -79,17 +79,12 @@ def _sharpest_rows(run: Run, examples: Examples[Any], count: int, runtime: Runti
     return [row for row, _ in votes.most_common(count)]
 
 
-def _drawn(run: Run, examples: Examples[Any], row: int, runtime: Runtime) -> Drawing:
-    batch = examples.batch([row]).to(runtime.device)
+def _drawn(subject: Subject, batch: Batch | PairBatch) -> Drawing:
     if isinstance(batch, PairBatch):
-        return _drawn_pair(run, batch)
-    assert isinstance(batch, Batch), "one of the two"
-    ids = batch.tokens_BT[0].tolist()
-
-    def call() -> object:
-        return kind_of(run.config).forward(run.model, batch)
-
-    return draw(run.model, call, shown(run.tokenizer, ids))
+        assert isinstance(subject, Own), "models of Transformers read texts alone"
+        return _drawn_pair(subject.run, batch)
+    tokens = shown(subject.tokenizer, batch.tokens_BT[0].tolist())
+    return draw(subject.model, lambda: subject.forward(batch), tokens)
 
 
 def _drawn_pair(run: Run, batch: PairBatch) -> Drawing:
@@ -97,11 +92,9 @@ def _drawn_pair(run: Run, batch: PairBatch) -> Drawing:
     model, config = run.model, run.config
     assert isinstance(model, Seq2Seq), "it reads pairs"
     assert isinstance(config, PairConfig), "it was trained on pairs"
-    ends = model.config
-    decoding = run.writing(replace(config.decoding, n_best=1))
     source = batch.source_BK, batch.source_length_B
-    ((best, *_),) = decode([model], *source, decoding, begin=ends.begin, end=ends.end)
-    target_BT = torch.tensor([[ends.begin, *best.ids]], device=batch.source_BK.device)
+    ((best,),) = run.write(*source, replace(config.decoding, n_best=1))
+    target_BT = torch.tensor([[model.config.begin, *best.ids]], device=batch.source_BK.device)
     length_B = torch.tensor([target_BT.shape[1]], device=target_BT.device)
     tokens = [shown(run.tokenizer, ids_BT[0].tolist()) for ids_BT in (batch.source_BK, target_BT)]
     return draw(model, lambda: model(*source, target_BT, length_B), tokens[0], target=tokens[1], written=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,25 +19,27 @@ from headwise.contracts import PairBatch, Scored
 from headwise.errors import ConfigError
 from headwise.models import Seq2Seq, Seq2SeqConfig, for_inference
 from headwise.recipes.aligning import WordLinks, align_texts
-from headwise.recipes.batches import batches_of_pass, checked_texts, in_batches, in_order, spread
+from headwise.recipes.batches import batches_of_pass, checked_texts, cut_rows, in_batches, in_order
 from headwise.recipes.beginnings import Freeze, put, vectors_of
 from headwise.recipes.cards import Card
 from headwise.recipes.pair_config import PairConfig
-from headwise.recipes.plans import Plan, Save
+from headwise.recipes.plans import Plan, Save, Unanswered, check_dev
 from headwise.recipes.run import Run
 from headwise.tasks.align import Aligner
 from headwise.tasks.data import Table
-from headwise.tasks.decoding import Decoding, decode
+from headwise.tasks.decoding import Decoding
 from headwise.tasks.encoding import Tokens
-from headwise.tasks.files import progress
+from headwise.tasks.guide import guided, teacher
 from headwise.tasks.pairs import PairExamples, PairTask, PreparedPairs, encode_pairs, open_pairs, prepare_pairs
 from headwise.tasks.sources import ALL, Source
 from headwise.tasks.summarization import SUMMARIZATION
+from headwise.tasks.text_metrics import TextScore
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.tasks.translation import TRANSLATION
 from headwise.training import Job, Runtime
 
 __all__ = [
+    "Rewritten",
     "Written",
     "again",
     "card",
@@ -47,16 +50,15 @@ __all__ = [
     "line",
     "losses",
     "plan",
-    "predict",
     "predict_texts",
     "report",
+    "rewritten",
+    "scores",
     "texts_of",
+    "unanswered",
 ]
 
 _log = logging.getLogger("headwise")
-
-_WINDOW = 2000
-"""Texts that are sorted by length together."""
 
 _TASKS: dict[str, PairTask] = {task.name: task for task in (TRANSLATION, SUMMARIZATION)}
 _COMMANDS = "headwise predict . --data texts.txt\nheadwise evaluate . --data pairs.tsv"
@@ -77,6 +79,17 @@ class Written(NamedTuple):
     """Which of its words belong to which of what was read; none where nobody asked."""
 
 
+class Rewritten(NamedTuple):
+    """Hold what was written for a table of pairs."""
+
+    texts: list[str]
+    """What was written, a text a pair."""
+    references: list[str]
+    """What should have been."""
+    sources: list[str]
+    """What was read."""
+
+
 def _config(held: Plan | Run) -> PairConfig:
     assert isinstance(held.config, PairConfig), "a run on pairs"
     return held.config
@@ -89,10 +102,13 @@ def _model(held: Plan | Run) -> Seq2Seq:
 
 def plan(source: Source, config: PairConfig, *, quiet: bool = False) -> Plan:
     """Read the data and build the model; vocabulary, tokens at the ends and the width of vectors are filled in."""
+    if config.init == "pretrained":
+        raise ConfigError(
+            "`init` must be random or vectors in training; got pretrained. `headwise prune` trains those."
+        )
     torch.manual_seed(config.training.seed)
     prepared = prepare_pairs(source, config.data, _TASKS[config.task], quiet=quiet)
-    if "dev" not in prepared.examples:
-        raise ConfigError("training needs a dev split; got none. Name one with --dev, or set data.dev to a share.")
+    check_dev(prepared.examples)
     train, tokenizer = prepared.examples["train"], prepared.tokenizer
     vectors = vectors_of(config.vectors, tokenizer, train.counts_V(tokenizer.size), quiet=quiet)
     width = config.model.encoder.embedding_width if vectors is None else vectors.matrix_VM.shape[1]
@@ -119,11 +135,9 @@ def _fitting(config: PairConfig, tokenizer: Tokenizer, width: int | None) -> Seq
 
 
 def _tell_cut(held: PairExamples, config: PairConfig) -> None:
-    for name, tokens, most in (
-        ("source", held.source, config.data.max_source),
-        ("target", held.target, config.data.max_target),
-    ):
+    for name, tokens in (("source", held.source), ("target", held.target)):
         if tokens is not None and tokens.cut:
+            most = getattr(config.data, f"max_{name}")
             _log.warning("%d texts were longer than data.max_%s, %d, and lost their end", tokens.cut, name, most)
 
 
@@ -132,24 +146,32 @@ def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
     config, prepared, model = _config(planned), planned.prepared, _model(planned)
     assert isinstance(prepared, PreparedPairs), "planned here"
     steps = config.frozen_passes * batches_of_pass(prepared.examples["train"], config.training)
-    written = dict.fromkeys(_TASKS[config.task].figures, "higher") if config.sample else {}
     metrics: dict[str, Literal["higher", "lower"]] = {"loss": "lower"}
-    metrics.update(dict.fromkeys(written, "higher"))
+    if config.sample:
+        metrics.update(dict.fromkeys(_TASKS[config.task].figures, "higher"))
     return Job(
         model=model,
         examples=prepared.examples["train"],
-        loss=partial(_loss, smoothing=config.training.label_smoothing),
+        loss=_training_loss(prepared.examples["train"], config),
         validate=partial(_validate, planned, runtime),
         save=save,
         metrics=metrics,
         on_step=Freeze(model.encoder.tokens.table.weight, steps if config.vectors else 0),
-        methods=("loss",),
+        methods=("loss", "listen", "read"),
     )
 
 
-def _loss(model: nn.Module, batch: PairBatch, *, smoothing: float) -> Scored:
+def _training_loss(train: PairExamples, config: PairConfig) -> Callable[[nn.Module, PairBatch], Scored]:
+    loss = partial(_loss, smoothing=config.training.label_smoothing, rdrop=config.training.rdrop)
+    if not config.training.guided_alignment:
+        return loss
+    lexicon = teacher(train.batch(rows.tolist()) for rows in cut_rows(train.length_N))
+    return guided(loss, lexicon, weight=config.training.guided_alignment)
+
+
+def _loss(model: nn.Module, batch: PairBatch, *, smoothing: float, rdrop: float = 0.0) -> Scored:
     assert isinstance(model, Seq2Seq), "the model of the job"
-    return model.loss(batch, smoothing=smoothing)
+    return model.loss(batch, smoothing=smoothing, rdrop=rdrop)
 
 
 def _validate(planned: Plan, runtime: Runtime, model: nn.Module) -> dict[str, float]:
@@ -163,11 +185,12 @@ def _validate(planned: Plan, runtime: Runtime, model: nn.Module) -> dict[str, fl
     figures = {"loss": float(runtime.total(sum(scores, nothing)).mean)}
     if config.sample:
         some = rows if config.sample < 0 else rows[: config.sample]
-        first = held.select(torch.arange(len(some)).numpy())
-        greedy = Decoding(max_length=config.decoding.max_length, max_ratio=config.decoding.max_ratio)
+        first = held.select(np.arange(len(some)))
+        asked = config.decoding
+        greedy = Decoding(max_length=asked.max_length, max_ratio=asked.max_ratio, prefix=asked.prefix)
         run = Run(config, model, prepared.tokenizer)
         texts = [best[0].text for best in _write(run, first, runtime, greedy, packed=False)]
-        references = list(chain.from_iterable(prepared.table.texts("target", some)))
+        _, references = _sides(prepared.table, some)
         figures |= _TASKS[config.task].score(texts, references, config.data)
     return figures
 
@@ -179,20 +202,11 @@ def _write(
     model, tokenizer = _model(run).to(runtime.device).eval(), run.tokenizer
     packed = packed and runtime.device.type == "cpu"
     writer = for_inference(model, dtype=runtime.dtype) if packed else model
-    config = model.config
-    decoding = run.writing(decoding)
     found: list[tuple[Tensor, list[list[Written]]]] = []
     with torch.inference_mode(), nullcontext() if packed else runtime.autocast():
         for batch in in_batches(held, runtime, told=told):
-            lists = decode(
-                [writer],
-                batch.source_BK,
-                batch.source_length_B,
-                decoding,
-                begin=config.begin,
-                end=config.end,
-                row_B=batch.row_B,
-            )
+            source = batch.source_BK, batch.source_length_B
+            lists = run.write(*source, decoding, writer=writer, row_B=batch.row_B)
             texts = [[Written(tokenizer.decode(each.ids), each.score) for each in best] for best in lists]
             found.append((batch.row_B.cpu(), texts))
     return in_order(found, len(held), runtime)
@@ -201,14 +215,14 @@ def _write(
 def examples(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> PairExamples:
     """Read pairs: heads are looked at while both sides are known."""
     table = open_pairs(source, _config(run).data, _TASKS[run.config.task], quiet=quiet)
-    held = encode_pairs(table, run.tokenizer, _config(run).data, quiet=quiet)
-    return held.select(_rows(table, split))
+    return _encoded(run, table, quiet=quiet).select(table.chosen(split))
 
 
 def again(run: Run, source: Source, *, quiet: bool = False) -> Plan:
     """Read pairs for a model to go on learning from."""
-    task = _TASKS[run.config.task]
-    prepared = prepare_pairs(source, _config(run).data, task, tokenizer=run.tokenizer, quiet=quiet)
+    config, tokenizer = _config(run), run.tokenizer
+    task, ends = _TASKS[config.task], _ends(run)
+    prepared = prepare_pairs(source, config.data, task, tokenizer=tokenizer, ends=ends, quiet=quiet)
     return Plan(run.config, prepared, run.model)
 
 
@@ -222,17 +236,23 @@ def losses(model: nn.Module, batch: PairBatch) -> Tensor:
     return _loss(model, batch, smoothing=0.0).mean[None]
 
 
-def _rows(table: Table, split: str | None) -> Any:
-    """Name the rows of a split; left out, of `test` where there is one, else all."""
-    if split == ALL or (split is None and "test" not in table.splits):
-        return torch.arange(len(table)).numpy()
-    return table.rows(split or "test")
+def _encoded(run: Run, table: Table, *, quiet: bool) -> PairExamples:
+    return encode_pairs(table, run.tokenizer, _config(run).data, ends=_ends(run), quiet=quiet)
+
+
+def _ends(run: Run) -> tuple[int, int]:
+    """Give the tokens around what is written: the model's, since a pretrained one has a begin token of its own."""
+    return _model(run).config.begin, _model(run).config.end
 
 
 def texts_of(run: Run, source: Source, *, split: str | None = None, quiet: bool = False) -> tuple[list[str], list[str]]:
     """Read both sides of pairs as they are written; of a split, or all."""
     table = open_pairs(source, _config(run).data, _TASKS[run.config.task], quiet=quiet)
-    rows = _rows(table, split or ALL)
+    return _sides(table, table.chosen(split or ALL))
+
+
+def _sides(table: Table, rows: np.ndarray) -> tuple[list[str], list[str]]:
+    """Read what is to be read and what is to be written in these rows."""
     sources, targets = (list(chain.from_iterable(table.texts(role, rows))) for role in ("source", "target"))
     return sources, targets
 
@@ -242,35 +262,33 @@ def forward(model: nn.Module, batch: PairBatch) -> object:
     return model(batch.source_BK, batch.source_length_B, batch.target_BT[:, :-1], batch.target_length_B - 1)
 
 
-def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
-    """Write a text for every source of a table of pairs, and compute the figures."""
+def rewritten(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Rewritten:
+    """Write a text for every source of a table of pairs; of a split, or of `test` where there is one, else of all."""
     config, quiet = _config(run), not runtime.first
     table = open_pairs(source, config.data, _TASKS[config.task], quiet=quiet)
-    rows = _rows(table, split)
-    held = encode_pairs(table, run.tokenizer, config.data, quiet=quiet)
+    rows = table.chosen(split)
+    held = _encoded(run, table, quiet=quiet)
     _tell_cut(held, config)
     written = _write(run, held.select(rows), runtime, config.decoding, packed=True, told="evaluate")
-    texts = [best[0].text for best in written]
-    sources, references = (list(chain.from_iterable(table.texts(role, rows))) for role in ("source", "target"))
-    return {**_TASKS[config.task].report(texts, references, sources, config.data), "count": len(texts)}
+    sources, references = _sides(table, rows)
+    return Rewritten([best[0].text for best in written], references, sources)
 
 
-def predict(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Iterator[list[Written]]:
-    """Write a text for every source of a table, in its order, some thousand at a time; of a split, for its rows."""
-    config, quiet = _config(run), not runtime.first
-    table = open_pairs(source, config.data, _TASKS[config.task], paired=False, quiet=quiet)
-    rows = None if split in (None, ALL) else table.rows(split or ALL)
-    blank: list[Written] = []
-    answers = _answers(run, table.texts("source", rows), runtime, len(table) if rows is None else len(rows))
-    return spread(answers, table.skipped.before if rows is None else (), blank)
+def report(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> dict[str, Any]:
+    """Write a text for every source of a table of pairs, and compute the figures."""
+    config, found = _config(run), rewritten(run, source, runtime, split=split)
+    return {**_TASKS[config.task].report(*found, config.data), "count": len(found.texts)}
 
 
-def _answers(run: Run, chunks: Iterable[Sequence[str]], runtime: Runtime, count: int) -> Iterator[list[Written]]:
-    with progress("predict", count, unit=" texts", quiet=not runtime.first) as moved:
-        for chunk in chunks:
-            for at in range(0, len(chunk), _WINDOW):
-                yield from predict_texts(run, chunk[at : at + _WINDOW], runtime)
-                moved(len(chunk[at : at + _WINDOW]))
+def scores(run: Run, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
+    """Score texts against those that should have been written, as the run says that its own are scored."""
+    return _TASKS[run.config.task].scores(texts, references, _config(run).data)
+
+
+def unanswered(run: Run, source: Source, *, quiet: bool = False) -> Unanswered:
+    """Open texts to read; in the place of a row that was left out nothing is written."""
+    table = open_pairs(source, _config(run).data, _TASKS[run.config.task], paired=False, quiet=quiet)
+    return Unanswered(table, "source", [])
 
 
 def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[list[Written]]:
@@ -279,15 +297,13 @@ def predict_texts(run: Run, texts: Sequence[str], runtime: Runtime) -> list[list
     Raises:
         InputError: for a text that is not Unicode, such as bytes of another encoding on the command line.
     """
-    data = _config(run).data
+    config = _config(run)
     checked_texts(texts)
     full = [text for text in texts if text.strip()]
-    found = run.tokenizer.encode(full, max_tokens=data.max_source - 1)
-    if found.cut:
-        _log.warning("%d texts were longer than data.max_source, %d, and lost their end", found.cut, data.max_source)
-    model = _model(run)
-    held = PairExamples(Tokens.of(found), None, model.config.begin, model.config.end)
-    written = _write(run, held, runtime, _config(run).decoding, packed=True) if full else []
+    found = run.reader.encode(full, max_tokens=config.data.max_source - 1)
+    held = PairExamples(Tokens.of(found), None, *_ends(run))
+    _tell_cut(held, config)
+    written = _write(run, held, runtime, config.decoding, packed=True) if full else []
     if run.aligner is not None:
         written = _linked(run, run.aligner, full, written, runtime)
     answers = iter(written)

@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from torch import Tensor
+
 from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.models import Classifier, Seq2Seq, load, save
 from headwise.recipes.config import AnyConfig, RunConfig, read_run, written_run
+from headwise.recipes.pair_config import PairConfig
 from headwise.tasks.align import Aligner
-from headwise.tasks.decoding import Decoding
+from headwise.tasks.decoding import Decodable, Decoding, Hypothesis, decode
 from headwise.tasks.labels import Labels
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
@@ -41,12 +44,36 @@ class Run:
     aligner: Aligner | None = None
     """Which heads link what is written with what is read; none where no links are wanted."""
 
-    def writing(self, decoding: Decoding) -> Decoding:
-        """Keep a decoding from tokens that are no text: padding, the begin token, and what stands for the unknown."""
+    def write(
+        self,
+        source_BK: Tensor,
+        source_length_B: Tensor,
+        decoding: Decoding,
+        *,
+        writer: Decodable | None = None,
+        row_B: Tensor | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Write a text for every source, free of what is none: padding, the begin token, the mark of the unknown.
+
+        Args:
+            source_BK: the tokens of the sources, each with its end token.
+            source_length_B: how many of them are valid.
+            decoding: how to write.
+            writer: what stands for the model, such as its packed twin.
+            row_B: as for `decode`.
+        """
         assert isinstance(self.model, Seq2Seq), "only models that write are asked"
-        ends = self.model.config
-        silent = {ends.pad, ends.begin, self.tokenizer.unknown_id} - {ends.end}  # begin and end may be one token
-        return replace(decoding, suppress=(*decoding.suppress, *sorted(silent)))
+        begin, end, pad = (getattr(self.model.config, name) for name in ("begin", "end", "pad"))
+        silent = {pad, begin, self.tokenizer.unknown_id} - {end}  # begin and end may be one token
+        decoding = replace(decoding, suppress=(*decoding.suppress, *sorted(silent)))
+        models = [self.model if writer is None else writer]
+        return decode(models, source_BK, source_length_B, decoding, begin=begin, end=end, row_B=row_B)
+
+    @property
+    def reader(self) -> Tokenizer:
+        """Give what cuts the texts that a model reads, before it writes others, into tokens."""
+        assert isinstance(self.config, PairConfig), "only models that write are asked"
+        return self.config.data.reader(self.tokenizer)
 
     @property
     def labels(self) -> Labels:

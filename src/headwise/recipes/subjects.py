@@ -1,36 +1,33 @@
-"""Open whatever has heads to score and cut: a run of ours, or a model of Transformers in a folder or on the hub."""
+"""Open whatever has heads to see, score and cut: a run of ours, a folder of Transformers, or a name on its hub."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from headwise.contracts import Examples
 from headwise.contracts.layout import Layout
 from headwise.errors import InputError
 from headwise.models import Classifier, OwnLayout, Seq2Seq, locate
 from headwise.recipes.batches import TOKENS, in_batches
+from headwise.recipes.hub import open_hub
 from headwise.recipes.kinds import kind_of
-from headwise.recipes.run import Run, open_run, save_run, with_data
+from headwise.recipes.pretrained import check_task, open_any, pretrained_run
+from headwise.recipes.run import Run, save_run, with_data
 from headwise.tasks.extras import need
-from headwise.tasks.sentiment import SentimentSettings, open_texts
-from headwise.tasks.sources import ALL, Source
+from headwise.tasks.sources import Source
+from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
 
-__all__ = ["Hub", "Own", "Subject", "open_subject"]
-
-_BATCH, _LONGEST = 16, 512
+__all__ = ["Own", "Subject", "open_subject"]
 
 
 class Subject(Protocol):
-    """Be a model with data that it can be scored on."""
+    """Be a model of texts whose heads can be seen, scored, cut and shared."""
 
     @property
     def model(self) -> nn.Module:
@@ -40,8 +37,22 @@ class Subject(Protocol):
     def layout(self) -> Layout:
         """Give what knows its heads."""
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Give what cuts its texts into tokens."""
+
+    @property
+    def precision(self) -> Literal["auto", "float32", "bf16"]:
+        """Say in which precision it is looked at."""
+
+    def examples(self, source: Source, *, split: str | None, quiet: bool) -> Examples[Any]:
+        """Read data to look at; of `split` left out, `test` where there is one, else all."""
+
+    def forward(self, batch: Any) -> object:
+        """Have the model read a batch of it."""
+
     def batches(self, source: Source, runtime: Runtime, *, split: str | None) -> Iterator[Any]:
-        """Yield data with its answers; of `split` left out, `test` where there is one, else all."""
+        """Yield data with its answers; splits as for `examples`."""
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Give the loss of each example."""
@@ -70,6 +81,24 @@ class Own:
         """Give what knows its heads."""
         return OwnLayout(self.run.model)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Give what cuts its texts into tokens."""
+        return self.run.tokenizer
+
+    @property
+    def precision(self) -> Literal["auto", "float32", "bf16"]:
+        """Say in which precision it is looked at: as it was trained."""
+        return self.run.config.training.precision
+
+    def examples(self, source: Source, *, split: str | None = None, quiet: bool = False) -> Examples[Any]:
+        """Read data to look at."""
+        return kind_of(self.run.config).examples(self.run, source, split=split, quiet=quiet)
+
+    def forward(self, batch: Any) -> object:
+        """Have the model read a batch of it."""
+        return kind_of(self.run.config).forward(self.run.model, batch)
+
     def batches(self, source: Source, runtime: Runtime, *, split: str | None = None) -> Iterator[Any]:
         """Yield data with its answers; pairs one by one."""
         held = kind_of(self.run.config).known(self.run, source, split=split, quiet=not runtime.first)
@@ -91,122 +120,28 @@ class Own:
         save_run(self.run, folder, figures, card=kind_of(self.run.config).card(self.run, figures))
 
 
-@dataclass(frozen=True)
-class Hub:
-    """Hold an attached model of Transformers with its tokenizer: a classifier of texts, or a model of language."""
-
-    model: nn.Module
-    """The model."""
-    tokenizer: Any
-    """Its tokenizer."""
-    settings: SentimentSettings
-    """How data is read."""
-
-    @property
-    def layout(self) -> Layout:
-        """Give what knows its heads."""
-        return _transformers().TransformersLayout(self.model)  # type: ignore[no-any-return]
-
-    @property
-    def classifies(self) -> bool:
-        """Tell whether texts have labels."""
-        return type(self.model).__name__.endswith("ForSequenceClassification")
-
-    def batches(self, source: Source, runtime: Runtime, *, split: str | None = None) -> Iterator[Any]:
-        """Yield tokens with their labels, or tokens alone."""
-        table = open_texts(source, self.settings, labelled=self.classifies, quiet=not runtime.first)
-        rows = None if split == ALL or (split is None and "test" not in table.splits) else table.rows(split or "test")
-        texts = list(chain.from_iterable(table.texts("text", rows)))
-        labels = list(chain.from_iterable(table.texts("label", rows))) if self.classifies else None
-        starts = runtime.share(list(range(0, len(texts), _BATCH)))
-        for at in starts:
-            encoded = self.tokenizer(
-                texts[at : at + _BATCH], padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
-            )
-            batch = dict(encoded.to(runtime.device))
-            if labels is not None:
-                batch["labels"] = torch.tensor([self._label(each) for each in labels[at : at + _BATCH]])
-            yield batch
-
-    def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Give the cross-entropy of each text's label, or the mean one of its next tokens."""
-        given = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**given)[0].float()
-        if "labels" in batch:
-            return F.cross_entropy(logits, batch["labels"].to(logits.device), reduction="none")
-        each_BT = F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
-        counted_BT = batch["attention_mask"][:, 1:]
-        mean_B: Tensor = (each_BT * counted_BT).sum(1) / counted_BT.sum(1).clamp(min=1)
-        return mean_B
-
-    def having(self, model: nn.Module) -> Hub:
-        """Give the same with another model."""
-        return replace(self, model=model)
-
-    def save(self, folder: Path, figures: Mapping[str, float]) -> None:
-        """Write the model and its tokenizer."""
-        _transformers().save(self.model, folder)
-        self.tokenizer.save_pretrained(folder)
-
-    @property
-    def _longest(self) -> int:
-        known: Any = getattr(self.model, "config", None)
-        return min(_LONGEST, getattr(known, "max_position_embeddings", None) or _LONGEST)
-
-    def _label(self, text: str) -> int:
-        config: Any = self.model.config
-        named = {str(name): int(number) for name, number in config.label2id.items()}
-        if text in named:
-            return named[text]
-        if text.isdecimal() and int(text) < config.num_labels:
-            return int(text)
-        raise InputError(f"labels must be those of the model; got {text!r}. It has {', '.join(named)}.")
-
-
-def open_subject(name: str, data: Mapping[str, Any] | None = None) -> Subject:
+def open_subject(name: str, data: Mapping[str, Any] | None = None, *, task: str | None = None) -> Subject:
     """Open a run's folder, a folder of Transformers, or a name on its hub.
+
+    Encoder-decoders of Transformers (Marian, BART, T5, mT5) are read as models of ours, and are written as runs.
 
     Args:
         name: where it is.
         data: settings of how data is read, which take the place of the run's.
+        task: what a pretrained model that writes is used for, as in `purpose_of`; of a run, its own.
 
     Raises:
-        InputError: when there is none, or it is neither a run, a classifier of texts nor a model of language.
+        InputError: when there is none, or it is neither a run nor a model that reads texts, or not for that task.
         BackendError: when attention of that architecture cannot be ours.
     """
     if (Path(name) / "run.json").is_file():
-        return Own(with_data(open_run(Path(name)), data or {}))
+        return Own(with_data(open_any(name, task=task), data or {}))
     folder = locate(name)
     if not (folder / "config.json").is_file():
         raise InputError(f"`{name}` must be a run, or a folder of Transformers; got neither. Check the path.")
-    read = {key: value for key, value in (data or {}).items() if key in ("text_column", "label_column", "on_error")}
-    tokenizer = need("transformers").AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return Hub(_model(folder), tokenizer, SentimentSettings(**read))
-
-
-def _model(folder: Path) -> nn.Module:
-    ours, theirs = _transformers(), need("transformers")
-    if (folder / "headwise.json").is_file():
-        model: nn.Module = ours.load(folder)
-        return model
-    config = theirs.AutoConfig.from_pretrained(folder)
-    built = (config.architectures or [""])[0]
-    if built.endswith("ForSequenceClassification"):
-        auto = theirs.AutoModelForSequenceClassification
-    elif built.endswith(("ForCausalLM", "LMHeadModel")):
-        auto = theirs.AutoModelForCausalLM
-    else:
-        raise InputError(
-            f"a model of Transformers must classify texts or be a model of language; got {built or 'no architecture'} "
-            f"in {folder}. Use `headwise.heads` from Python for others."
-        )
-    attached: nn.Module = ours.attach(auto.from_pretrained(folder).eval())
-    return attached
-
-
-def _transformers() -> Any:
-    """Import what takes seconds to import, once it is wanted."""
-    need("transformers")
-    return import_module("headwise.integrations.transformers")
+    config = need("transformers").AutoConfig.from_pretrained(folder)
+    writes = (config.architectures or [""])[0].endswith(("ForConditionalGeneration", "MTModel"))
+    if writes:
+        return Own(with_data(pretrained_run(folder, task), data or {}))
+    check_task(task, "reading", name)
+    return open_hub(folder, data or {})

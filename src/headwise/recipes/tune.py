@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from headwise.contracts.files import write_whole
+from headwise.errors import ConfigError
 from headwise.functional import attend
-from headwise.kernels import kind_of, measured, rule_file
+from headwise.kernels import kind_of, rule_file, write_rule
 
-__all__ = ["tune"]
+__all__ = ["KEYS", "tune"]
 
-_KEYS = {32: 64, 128: 8, 512: 2, 2048: 1}
-"""Numbers of keys, and the samples of 8 heads of width 64 that make a call of each long enough to time."""
+KEYS = (32, 128, 512, 2048)
+"""Numbers of keys at which calls are timed; what is measured at one holds up to the next."""
+_LEAST = 2048
+"""Tokens, of 8 heads of width 64, that make a call long enough to time."""
 _BACKENDS = ("native", "fused")
 _ROUNDS = 7
 _MARGIN = 0.95
 """The preferred backend stays unless another takes less than this share of its time: noise must not decide."""
 
 
-def tune() -> Iterator[str]:
+def tune(keys: Sequence[int] = KEYS, out: Path | None = None) -> Iterator[str]:
     """Time the backends side by side, yield a line a kind of call, and write the rule that `attend` follows.
 
     The rule takes effect at once, in this process and in those that begin later. Delete the file to undo it.
+
+    Args:
+        keys: at which numbers of keys.
+        out: another file than that of the cache; `HEADWISE_CHOICE` makes `attend` follow it.
+
+    Raises:
+        ConfigError: when no number of keys is given, or one below 1.
+        BackendError: where the native kernel is missing: there is nothing to choose from.
     """
-    rule: dict[str, dict[str, str]] = {}
+    if not keys or min(keys) < 1:
+        raise ConfigError(f"`keys` must be numbers from 1; got {list(keys)}. {', '.join(map(str, KEYS))} are usual.")
+    rule: dict[str, dict[int, str]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         for training in (False, True):
-            rows = rule.setdefault(kind_of(dtype, training), {})
-            for keys, samples in _KEYS.items():
-                took = _times(torch.randn(samples, 8, keys, 64, dtype=dtype), training)
+            kind = kind_of(dtype, training)
+            for count in sorted(keys):
+                took = _times(torch.randn(max(1, _LEAST // count), 8, count, 64, dtype=dtype), training)
                 preferred, other = _BACKENDS
-                rows[str(keys)] = other if took[other] < _MARGIN * took[preferred] else preferred
+                fastest = other if took[other] < _MARGIN * took[preferred] else preferred
+                rule.setdefault(kind, {})[count] = fastest
                 told = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in took.items())
-                yield f"{kind_of(dtype, training)}, {keys} keys: {rows[str(keys)]} ({told})"
-    path = rule_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(rule, indent=1).encode())
-    measured.cache_clear()
+                yield f"{kind}, {count} keys: {fastest} ({told})"
+    path = out or rule_file()
+    write_rule(rule, path)
     yield f"written: {path}"
+    if path != rule_file():
+        yield f"attention follows it where HEADWISE_CHOICE={path} is set"
 
 
 def _times(query_BHQD: torch.Tensor, training: bool) -> dict[str, float]:

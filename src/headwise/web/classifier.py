@@ -19,7 +19,7 @@ from headwise.recipes.batches import cut_rows
 from headwise.training import Runtime
 from headwise.web.looking import check_head, head_links, hearing, layers_of, strongest, switched, table_of, tile_of
 from headwise.web.words import Piece, pieces
-from headwise.web.work import HeadView, Stopped, StoppedError, TextReport, Work, Writing
+from headwise.web.work import TILE, HeadView, Stopped, StoppedError, TextReport, Work, Writing
 
 __all__ = ["ServedClassifier"]
 
@@ -130,7 +130,7 @@ class ServedClassifier:
         found = pieces(text, self._spans(text), self._occlusions)
         masked = [self._without(ids, piece) for piece in found]
         rows = _Rows([ids], tuple(off))
-        looked = Work(_Look(self, _LOOKED, 16), rows, 1, len(ids))
+        looked = Work(_Look(self, _LOOKED, TILE), rows, 1, len(ids))
 
         def join(logits_NC: Tensor, look: tuple[HeadTable, dict[str, Seen]]) -> dict[str, Any]:
             answers, (table, heard) = self.run.labels.predictions(logits_NC), look
@@ -147,7 +147,7 @@ class ServedClassifier:
         self._check([*off, view.head])
         (ids,), _ = self._encoded([text], cut=True)
         spans = self._spans(text)
-        work = Work(_Look(self, Statistics(links=3), 16 * 2**view.zoom), _Rows([ids], tuple(off)), 1, len(ids))
+        work = Work(_Look(self, Statistics(links=3), view.cells), _Rows([ids], tuple(off)), 1, len(ids))
 
         def join(look: tuple[HeadTable, dict[str, Seen]]) -> dict[str, Any]:
             table, heard = look

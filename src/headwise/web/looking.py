@@ -18,7 +18,7 @@ from headwise.heads import HeadTable
 from headwise.heads.gates import gated, seams_of
 from headwise.heads.importance import closed
 from headwise.modules import Attend
-from headwise.web.work import HeadView
+from headwise.web.work import TILE, HeadView
 
 __all__ = [
     "check_head",
@@ -146,9 +146,9 @@ def table_of(table: HeadTable) -> list[dict[str, Any]]:
 
 
 def tile_of(table: HeadTable, view: HeadView) -> list[list[float]]:
-    """Cut a tile of 16 x 16 cells out of the map of a head."""
+    """Cut a tile of `TILE` x `TILE` cells out of the map of a head."""
     seam = next(seam for seam in table.seams if seam.place == view.head.place)
     map_PP = seam.scored["map"].mean[seam.heads.index(view.head.head)]
-    rows, columns = (slice(16 * at, 16 * at + 16) for at in (view.row, view.column))
+    rows, columns = (slice(TILE * at, TILE * at + TILE) for at in (view.row, view.column))
     tile: list[list[float]] = map_PP[rows, columns].tolist()
     return tile

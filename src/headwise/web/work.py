@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from headwise.contracts.layout import HeadId
 
-__all__ = ["Group", "HeadView", "Served", "Stopped", "StoppedError", "TextReport", "Work", "Writing"]
+__all__ = ["TILE", "Group", "HeadView", "Served", "Stopped", "StoppedError", "TextReport", "Work", "Writing"]
+
+TILE = 16
+"""Cells of a side of what is shown of a head's map at once."""
 
 Stopped = Callable[[], bool]
 """Tells whether nobody waits for the results any more."""
@@ -62,11 +65,16 @@ class HeadView:
     head: HeadId
     """The head."""
     zoom: int = 0
-    """The map has 16 x 2^zoom cells a side."""
+    """The map has `TILE` x 2^zoom cells a side."""
     row: int = 0
-    """Which tile of 16 x 16 cells, counted from the top."""
+    """Which tile of `TILE` x `TILE` cells, counted from the top."""
     column: int = 0
     """The same from the left."""
+
+    @property
+    def cells(self) -> int:
+        """Count the cells of a side of the whole map."""
+        return TILE << self.zoom
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from headwise.errors import InputError
 from headwise.heads import HeadTable, observe
 from headwise.models import Seq2Seq
 from headwise.recipes import PairConfig, Run
-from headwise.tasks.decoding import Decoding, Hypothesis, decode
+from headwise.tasks.decoding import Decoding, Hypothesis
 from headwise.training import Runtime
 from headwise.web.looking import check_head, head_links, hearing, layers_of, off_for_all, strongest, table_of, tile_of
 from headwise.web.words import Piece, pieces, spans_of
-from headwise.web.work import HeadView, Stopped, StoppedError, TextReport, Work, Writing
+from headwise.web.work import TILE, HeadView, Stopped, StoppedError, TextReport, Work, Writing
 
 __all__ = ["ServedWriter"]
+
+_RECEIVED = Statistics(received=True)
 
 _LEAST = 0.05
 """Nats by which a source word must matter to be linked to a written one."""
@@ -104,7 +106,7 @@ class ServedWriter:
         self.name, self.run = name, run
         self.task: str = run.config.task
         self._config, self._model = run.config, run.model.to(runtime.device).eval()
-        self._runtime, self._occlusions = runtime, occlusions
+        self._runtime, self._occlusions, self._reader = runtime, occlusions, run.reader
         self._layers = layers_of(self._model)
         self._read = [layer for layer in self._layers if layer["kind"] != "decoder"]
 
@@ -122,7 +124,7 @@ class ServedWriter:
         longest = max(map(len, sources), default=1)
         works = [Work(_Write(self, decoding, tuple(off)), sources, rows, longest)]
         if writing.align:
-            works += [self._trace(text, decoding, off, Statistics(received=True), 16) for text in full]
+            works += [self._trace(text, off, decoding) for text in full]
 
         def join(lists: Sequence[Sequence[Hypothesis]], *traces: _Traced) -> dict[str, Any]:
             answers = [self._answer(found) for found in lists]
@@ -137,7 +139,7 @@ class ServedWriter:
         """Plan what shows where each written word comes from, and which heads looked at the source."""
         self._check(off)
         lost = self._encoded([text], cut=True)[1]
-        work = self._trace(text, self._decoding(Writing()), off, Statistics(received=True), 16)
+        work = self._trace(text, off, self._decoding(Writing()))
 
         def join(traced: _Traced) -> dict[str, Any]:
             answer = self._answer(traced.found) | {"links": self._links(text, traced)}
@@ -158,8 +160,8 @@ class ServedWriter:
         """Plan what one head does while the model reads a text and writes another."""
         self._check([*off, view.head])
         kind = next(layer["kind"] for layer in self._layers if layer["place"] == view.head.place)
-        statistics = Statistics(links=3, received=True)
-        work = self._trace(text, self._decoding(Writing()), off, statistics, 16 * 2**view.zoom, masked=False)
+        looked = Statistics(links=3, received=True), view.cells
+        work = self._trace(text, off, self._decoding(Writing()), looked, masked=False)
 
         def join(traced: _Traced) -> dict[str, Any]:
             written, spans_T = self._written(traced.found[0])
@@ -176,9 +178,8 @@ class ServedWriter:
         self, sources: Sequence[Sequence[int]], decoding: Decoding, off: tuple[HeadId, ...], stopped: Stopped
     ) -> list[list[Hypothesis]]:
         """Write texts for sources, the best first."""
-        config, model = self._model.config, _Stoppable(self._model, stopped)
         with self._runtime.autocast(), off_for_all(self._model, off):
-            return decode([model], *self._padded(sources), decoding, begin=config.begin, end=config.end)
+            return self.run.write(*self._padded(sources), decoding, writer=_Stoppable(self._model, stopped))
 
     @torch.inference_mode()
     def traced(self, source: _Source, asked: _Trace, stopped: Stopped) -> _Traced:
@@ -208,18 +209,18 @@ class ServedWriter:
     def _trace(
         self,
         text: str,
-        decoding: Decoding,
         off: Sequence[HeadId],
-        statistics: Statistics,
-        cells: int,
+        decoding: Decoding,
+        looked: tuple[Statistics, int] = (_RECEIVED, TILE),
         *,
         masked: bool = True,
     ) -> Work:
+        """Plan what is written for a text; with `masked`, what each of its words does to it."""
         (ids,), _ = self._encoded([text], cut=True)
         unknown = self.run.tokenizer.unknown_id
         found = self._pieces(text) if masked else []
         without = [[unknown if i in piece.tokens else id_ for i, id_ in enumerate(ids)] for piece in found]
-        group = _Trace(self, replace(decoding, n_best=1), tuple(off), statistics, cells)
+        group = _Trace(self, replace(decoding, n_best=1), tuple(off), *looked)
         return Work(group, _Source(ids, without), 1 + len(without), len(ids))
 
     def _decoding(self, writing: Writing) -> Decoding:
@@ -227,7 +228,7 @@ class ServedWriter:
         beams = writing.beams or max(own.beams, writing.n_best)
         if writing.n_best > beams:
             raise InputError(f"`n_best` must be at most `beams`; got {writing.n_best} of {beams}. Raise `beams`.")
-        return self.run.writing(replace(own, method="beam", beams=beams, n_best=writing.n_best))
+        return replace(own, method="beam", beams=beams, n_best=writing.n_best)
 
     def _answer(self, found: Sequence[Hypothesis]) -> dict[str, Any]:
         return {"texts": [{"text": self.run.tokenizer.decode(each.ids), "score": each.score} for each in found]}
@@ -250,14 +251,14 @@ class ServedWriter:
 
     def _encoded(self, texts: Sequence[str], *, cut: bool) -> tuple[list[list[int]], int]:
         most = self._config.data.max_source - 1
-        found = self.run.tokenizer.encode(texts, max_tokens=most)
+        found = self._reader.encode(texts, max_tokens=most)
         if found.cut and not cut:
             told = f"more in {found.cut} of {len(texts)}"
             raise InputError(f"texts must have at most {most} tokens; got {told}. Set `cut`.")
         return [[*ids, self._model.config.end] for ids in found.ids], found.cut
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        return self.run.tokenizer.offsets(text, max_tokens=self._config.data.max_source - 1)
+        return self._reader.offsets(text, max_tokens=self._config.data.max_source - 1)
 
     def _pieces(self, text: str) -> list[Piece]:
         return pieces(text, self._spans(text), self._occlusions)
