@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 import headwise
+from headwise.kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -142,12 +143,12 @@ class Report:
 def provenance() -> dict[str, str]:
     """Tell where numbers come from."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores, capability = len(os.sched_getaffinity(0)), torch.backends.cpu.get_cpu_capability()
-    used = torch.get_num_threads()
+    cores, used = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    sets = f"PyTorch: {torch.backends.cpu.get_cpu_capability()}, native kernel: {native.LIBRARY.isa or 'none'}"
     program = Path(sys.argv[0]).resolve()
     named = program.relative_to(ROOT).as_posix() if program.is_relative_to(ROOT) else program.name
     return {
-        "machine": f"{_processor()} ({capability}), {cores} cores, {gib:.0f} GB; threads used: {used}",
+        "machine": f"{_processor()} ({sets}), {cores} cores, {gib:.0f} GB; threads used: {used}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, headwise {headwise.__version__}",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _commit(),
