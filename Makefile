@@ -1,5 +1,6 @@
 PYTHON ?= python3
 ARGS ?=
+VALGRIND_ISAS ?= avx2 portable
 
 # Tests want the native kernel: without a compiler the installation fails instead of going without.
 export HEADWISE_NATIVE ?= require
@@ -11,9 +12,9 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: demo test test-all fuzz check bench sanitize clean
+.PHONY: demo test test-all fuzz check bench sanitize valgrind clean
 
-demo: $(STAMP)  ## train on the bundled reviews, evaluate, and see the heads
+demo: $(STAMP)  ## train on the bundled texts, evaluate, and see the heads
 	$(BIN)/headwise demo $(ARGS)
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
@@ -42,6 +43,13 @@ sanitize: $(STAMP)  ## the kernel's tests under the address and undefined-behavi
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/python -m pytest tests/unit/test_native.py -p no:randomly -k "not fork" $(ARGS); \
 	  status=$$?; rm -f $(STAMP) src/headwise/kernels/native/_native.so; exit $$status
+
+# It knows no AVX-512, so the best instruction set it can watch is AVX2.
+valgrind: $(STAMP)  ## a few calls of the kernel under valgrind, which has to be installed
+	mkdir -p build
+	$(CXX) -std=gnu++17 -O1 -g tests/native/calls.cpp src/headwise/kernels/native/_native.so \
+	  -Wl,-rpath,$(abspath src/headwise/kernels/native) -o build/calls
+	for isa in $(VALGRIND_ISAS); do valgrind --quiet --error-exitcode=1 build/calls $$isa || exit 1; done
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
