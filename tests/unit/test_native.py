@@ -243,6 +243,21 @@ def test_a_value_that_is_not_finite_reaches_who_weighs_it(isa):
     assert output[0, 1].isnan().all(-1).tolist() == [i >= 7 for i in range(40)]
 
 
+@pytest.mark.parametrize("dtype", SLACK, ids=str)
+@pytest.mark.parametrize("hidden", ["dense", "bias", "lengths"])
+def test_a_key_that_is_seen_alone_gives_queries_and_keys_no_gradient(isa, dtype, hidden):
+    q, k, v = tensors(torch.Generator().manual_seed(0), dtype, 2, 2, 2, 7, 70, 5, 11)
+    seen_K = torch.arange(70) == (0 if hidden == "lengths" else 67)
+    given = {
+        "dense": {"mask": Mask.dense(seen_K.expand(2, 1, 7, 70))},
+        "bias": {"bias": torch.zeros(1, 1, 1, 70, dtype=dtype).masked_fill(~seen_K, -math.inf)},
+        "lengths": {"mask": Mask.lengths(torch.tensor([1, 1]))},
+    }[hidden]
+    output = attend(q, k, v, backend="native", **given)
+    grads = torch.autograd.grad(output, (q, k), torch.randn(output.shape).to(dtype))
+    assert not any(grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_rows_at_any_distance_are_read(steps):
     x = torch.randn(3, 2, 2, 39, 16 * steps + 1).to(torch.bfloat16)[..., 1 : 1 + 16 * steps : steps].unbind()

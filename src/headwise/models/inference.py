@@ -14,8 +14,6 @@ from headwise.modules import Attend, FeedForward, MultiHeadAttention
 
 __all__ = ["PackedLinear", "for_inference"]
 
-_DTYPES = (torch.float32, torch.bfloat16)
-
 _BENDS = {"relu": "relu", "silu": "swish", "gelu": "gelu"}
 """What oneDNN can bend a product by, while it is at hand."""
 
@@ -62,7 +60,7 @@ def for_inference(model: _Model, *, dtype: torch.dtype | None = None) -> _Model:
     Args:
         model: the model; it stays as it is.
         dtype: type of its numbers; the model's own where left out. bfloat16 is the fastest where the processor
-            multiplies it (AVX512_BF16, AMX).
+            multiplies it (AVX512_BF16, AMX); where oneDNN has no product of it at all (no AVX-512), nothing is packed.
 
     Example:
         >>> for_inference(nn.Sequential(nn.Linear(4, 8)))
@@ -71,10 +69,16 @@ def for_inference(model: _Model, *, dtype: torch.dtype | None = None) -> _Model:
         )
     """
     packs = torch.backends.mkldnn.is_available() and all(
-        x.device.type == "cpu" and (dtype or x.dtype) in _DTYPES for x in model.parameters()
+        x.device.type == "cpu" and (dtype or x.dtype) in _packed_dtypes() for x in model.parameters()
     )
     with torch.no_grad():
         return _ready(model, dtype, packs=packs)
+
+
+def _packed_dtypes() -> tuple[torch.dtype, ...]:
+    """Tell which numbers oneDNN multiplies on this processor."""
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
 
 
 def _ready(module: _Model, dtype: torch.dtype | None, *, packs: bool) -> _Model:

@@ -213,6 +213,7 @@ private:
         for (int64_t j = first; j < last; j += TILE_ROWS) {
             const int rows = static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j));
             multiply_panels(p.keys, j, words, 0, rows, p.query_columns, from, columns, own.scores);
+            if (share * call.queries <= FEW_ROWS) score_few(p, own, j, rows, from, to);
             const int64_t half_sum = M::step == 1 ? value_words / 2 : 0;
             multiply_panels(p.values, j, value_words, half_sum, rows, p.grad_columns, from, columns, own.slopes);
             float* across = own.across + (j - first) / M::step * BLOCK_COLUMNS;
@@ -237,6 +238,18 @@ private:
                                     static_cast<int>(smaller<int64_t>(TILE_ROWS, to - i)),
                                     {p.key_rows + first / M::step * room, room}, room, lines,
                                     {own.query_grad + i * room, room});
+        }
+    }
+
+    // A few queries were scored across vectors in the forward pass: what is rounded in another order would not fit its
+    // log-sum-exp.
+    void score_few(const Packed& p, Strips& own, int64_t key, int rows, int64_t from, int64_t to) const {
+        const Rows keys = rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
+        for (int64_t i = from; i < to; ++i) {
+            const Rows queries = rows_of(call.query, p.batch, p.head_of[i], call.queries, call.width, half);
+            for (int r = 0; r < rows; ++r)
+                own.scores[r * BLOCK_COLUMNS + i - from] =
+                    dot(queries.at(p.query_of[i]), half, keys.at(key + r), half, call.width);
         }
     }
 

@@ -28,12 +28,13 @@ public:
     Packer(const Call& call, const Plan& plan)
         : call(call), plan(plan), half(call.half), words(words_for<M>(call.width)),
           value_words(words_for<M>(call.value_width)), room(up(call.width, W)),
-          value_room(up(call.value_width, W)) {}
+          value_room(up(call.value_width, W)), adding(adds(call, plan)) {}
 
     const Call& call;
     const Plan& plan;
     const bool half;
     const int64_t words, value_words, room, value_room;
+    const bool adding;
 
     // Begin with a unit: find its matrices.
     void begin(Packed& p) const {
@@ -122,7 +123,21 @@ private:
             p.pull[i] += call.entropy_grad[at] * call.seen.entropy[at];
             p.entropy_pull[i] = call.entropy_grad[at] * static_cast<float>(LN_2);
         }
-        if (p.last[i] - p.first[i] == 1 && std::isfinite(p.pull[i])) alone(p, i, at);
+        if (std::isfinite(p.pull[i]) && sees_one(p, i)) alone(p, i, at);
+    }
+
+    // What is added hides a key by -inf.
+    bool sees_one(const Packed& p, int64_t i) const {
+        const int64_t place[3] = {p.batch, p.head_of[i], p.query_of[i]}, last = p.last[i];
+        if (!adding) return last - p.first[i] == 1;
+        float added[PANEL];
+        int64_t seen = 0;
+        for (int64_t j = p.first[i]; j < last && seen < 2; j += PANEL) {
+            const int64_t count = smaller<int64_t>(PANEL, last - j);
+            added_scores(call, plan, place, j, count, added);
+            for (int64_t k = 0; k < count; ++k) seen += added[k] != MINUS_INFINITY;
+        }
+        return seen == 1;
     }
 
     // One visible key has weight 1 whatever its score: its slope is that of the log-sum-exp, to the last bit.
