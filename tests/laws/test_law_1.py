@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import headwise
 from tests.laws import dense
 from tests.laws.cases import BACKENDS, DTYPES, THROUGH, TILINGS, arriving, calls, tiled
 from tests.laws.checks import INDICES, assert_complete, assert_law_1, gap, largest, run
@@ -24,6 +25,29 @@ def test_a_backend_equals_the_reference(backend, dtype, data, tiling, through):
         found = run(call, backend, given)
     assert_complete(call, found)
     assert_law_1(call, found, given)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("keys", [3, 9, 40, 200])
+def test_gradients_of_heavy_keys_keep_their_digits(keys, offset):
+    """The rounding of a log-sum-exp, or of a heavy key's own slope, would show in every draw."""
+    draw = torch.Generator().manual_seed(keys)
+    query, key, value, grad = (torch.randn(100, 1, n, 7, generator=draw) for n in (2, keys, keys, 2))
+    query[..., 0], key[..., 0] = 10.0, key[..., 0] + offset / 10
+    leaves, scale = (query, key, value), 1.0 if offset else 3.0
+
+    def slopes(attention, kind):
+        held = [leaf.detach().to(kind).requires_grad_() for leaf in leaves]
+        return torch.autograd.grad(attention(*held), held, grad.to(kind))
+
+    def written(q, k, v):
+        return (q @ k.mT * scale).softmax(-1) @ v
+
+    wanted, peer = slopes(written, torch.float64), slopes(written, torch.float32)
+    found = slopes(lambda *tensors: headwise.attend(*tensors, scale=scale), torch.float32)
+    for ours, theirs, exact in zip(found, peer, wanted, strict=True):
+        error, usual = ((x - exact).abs().flatten(1).amax(1).mean() for x in (ours, theirs))
+        assert error <= 2 * usual
 
 
 bands = calls(torch.float32, fewest=1, most=2, kinds=("causal", "window"), bias=False, dropout=False)

@@ -116,7 +116,8 @@ def attend(
         raise InputError(f"`statistics` must be a Statistics; got {told}. Pass Statistics(entropy=True), say.")
     statistics.check()
     way = reference.attend(problem, statistics) if backend == "reference" else run(problem, statistics, backend)
-    return way[0], Seen(way[1], **dict(zip(measure.names(statistics), way[2:], strict=True)))
+    lse_BHQ = way[1].to(problem.working_dtype)
+    return way[0], Seen(lse_BHQ, **dict(zip(measure.names(statistics), way[2:], strict=True)))
 
 
 _NOTHING = Statistics()

@@ -54,7 +54,8 @@ def backward(problem: Problem, grad_BHQE: Tensor, saved: tuple[Tensor, Tensor]) 
         small, here = working(part.problem), (part.batch, part.heads, part.rows)
         grad, output = (x[here].to(small.working_dtype) for x in (grad_BHQE, saved[0]))
         # exp(score - inf) = 0: a row that sees nothing has no weights.
-        lse = saved[1][here].masked_fill(saved[1][here] == -torch.inf, torch.inf)
+        lse = saved[1][here].to(small.working_dtype)
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         sums: list[Tensor | None] = [None, None]
         for tile, causal, added_BHQK in _pieces(small):
             query_grad, *others = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(

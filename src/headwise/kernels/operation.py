@@ -47,7 +47,10 @@ _LIBRARY.define(
 
 
 def run(problem: Problem, asked: Statistics, backend: str) -> tuple[Tensor, ...]:
-    """Run a call through the operation: output, log-sum-exp, and the statistics in the order of `measure.names`."""
+    """Run a call through the operation: output, log-sum-exp, and the statistics in the order of `measure.names`.
+
+    The log-sum-exp may be float64, which the backward pass of float32 needs.
+    """
     tensors = _tensors(problem, problem.mask)
     compiling = torch.compiler.is_compiling()
     if not _is_watched(tensors) and not _wants_gradient(tensors):
@@ -143,8 +146,10 @@ def _computed(problem: Problem, asked: Statistics, backend: str) -> Sequence[Ten
 @torch.library.impl(_LIBRARY, "attend", "CompositeExplicitAutograd")
 def _forward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments)
-    output, *others = _computed(problem, asked, backend)
-    return [_laid_out(output, _output_like(problem)) if fixed else output, *others]
+    output, lse, *others = _computed(problem, asked, backend)
+    if fixed:
+        output, lse = _laid_out(output, _output_like(problem)), lse.to(_lse_type(problem))
+    return [output, lse, *others]
 
 
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
@@ -163,6 +168,11 @@ def _output_like(problem: Problem) -> Tensor:
     return problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
 
 
+def _lse_type(problem: Problem) -> torch.dtype:
+    """Name the type in which traced programs keep the log-sum-exp: the one that the native kernel gives."""
+    return torch.float64 if problem.query_BHQD.device.type == "cpu" else problem.working_dtype
+
+
 def _laid_out(found: Tensor, room: Tensor) -> Tensor:
     """Copy a result to the room whose layout was promised, unless it has it."""
     same = found.stride() == room.stride() and found.dtype == room.dtype
@@ -173,7 +183,7 @@ def _forward_shapes(*arguments: Any) -> list[Tensor]:
     problem, asked, _, _ = _problem(arguments)
     batch, heads, _, queries, _, _, _ = problem.sizes
     output = _output_like(problem)
-    lse = problem.query_BHQD.new_empty((batch, heads, queries), dtype=problem.working_dtype)
+    lse = problem.query_BHQD.new_empty((batch, heads, queries), dtype=_lse_type(problem))
     return [output, lse, *measure.empty(asked, problem).values()]
 
 

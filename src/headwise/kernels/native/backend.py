@@ -44,19 +44,18 @@ def describe(problem: Problem) -> str:
     """Say how it computes a call."""
     added = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
     learned = any(tensor is not None and tensor.requires_grad for tensor in added)
-    also = ", or where the entropy carries a gradient" if learned else ""
-    coarse = f"; the backward pass of fused should a float32 log-sum-exp exceed 32{also}"
-    told = coarse if problem.query_BHQD.dtype == torch.float32 else ""
+    apart = learned and problem.query_BHQD.dtype == torch.float32
+    told = "; the backward pass of fused where the entropy carries a gradient" if apart else ""
     return f"one pass in the native kernel for {LIBRARY.isa}{told}"
 
 
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
-    """Compute output, log-sum-exp and the statistics asked for."""
+    """Compute output, log-sum-exp, in float64, and the statistics asked for."""
     batch, heads, _, queries, _, _, width = problem.sizes
     if problem.empty:
         return *blocks.output_room(problem), *measure.empty(asked, problem).values()
     output_BHQE = problem.query_BHQD.new_empty(batch, queries, heads, width).transpose(1, 2)
-    lse_BHQ = problem.query_BHQD.new_empty((batch, heads, queries), dtype=torch.float32)
+    lse_BHQ = problem.query_BHQD.new_empty((batch, heads, queries), dtype=torch.float64)
     room = measure.empty(asked, problem)
     record, held = _record(problem)
     _view(record, "output", output_BHQE)
@@ -73,7 +72,7 @@ def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
 def backward(
     problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]
 ) -> dict[str, Tensor]:
-    """Compute the gradients; by the fused backend where digits would be lost."""
+    """Compute the gradients; by the fused backend where the entropy of a learned bias would lose digits."""
     if problem.empty:
         return blocks.gradient_room(problem, needs)
     # The rounding of entropy and log-sum-exp is a common error of a row's slopes; a number of a bias may add it up.
@@ -83,9 +82,9 @@ def backward(
     output_BHQE, lse_BHQ, entropy_BHQ = saved
     grad_BHQE = torch.zeros_like(output_BHQE) if given.output_BHQE is None else given.output_BHQE
     held += [_view(record, "output", output_BHQE), _view(record, "output_grad", grad_BHQE)]
-    for name, tensor in (("lse", lse_BHQ), ("lse_grad", given.lse_BHQ)):
-        if tensor is not None:
-            held.append(_flat(record, name, tensor, torch.float32))
+    held.append(_flat(record, "lse", lse_BHQ, torch.float64))
+    if given.lse_BHQ is not None:
+        held.append(_flat(record, "lse_grad", given.lse_BHQ, torch.float32))
     if given.entropy_BHQ is not None and entropy_BHQ is not None:
         held.append(_flat(record, "entropy", entropy_BHQ, torch.float32))
         held.append(_flat(record, "entropy_grad", given.entropy_BHQ, torch.float32))
@@ -94,7 +93,8 @@ def backward(
         field = f"{name}_{'BHQD' if name == 'query' else 'BGKD' if name == 'key' else 'BGKE'}"
         found[field] = _like(getattr(problem, field))
         _view(record, f"{name}_grad", found[field])
-    return found if LIBRARY.backward(record) else fused.backward(problem, given, saved, needs)
+    LIBRARY.backward(record)
+    return found
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ public:
           apart(plan.threads == 1 || order.tasks % plan.threads == 0 || order.tasks >= 4 * plan.threads) {
         int64_t blocks = (call.keys + BLOCK_ROWS - 1) / BLOCK_ROWS;
         // Units that share a bias leave no other work to threads than blocks of keys.
-        if (learned.wanted && !apart) blocks = larger(blocks, smaller(plan.threads, call.keys));
+        if (learned.wanted && !apart && !packer.one_block) blocks = larger(blocks, smaller(plan.threads, call.keys));
         block_keys = up((call.keys + blocks - 1) / blocks, TILE_ROWS);
     }
 
@@ -92,6 +92,7 @@ private:
         p.query_rows = memory.take<float>(n / M::step * room);
         p.grad_rows = memory.take<float>(n / M::step * value_room);
         p.lse = memory.take<float>(n);
+        p.lse_rest = memory.take<float>(n);
         p.pull = memory.take<float>(n);
         p.entropy_pull = memory.take<float>(n);
         p.poison = memory.take<float>(n);
@@ -108,8 +109,9 @@ private:
     }
 
     void lay_out(Room& memory, Strips& s) const {
-        s.scores = memory.take<float>(TILE_ROWS * BLOCK_COLUMNS);
-        s.slopes = memory.take<float>(TILE_ROWS * BLOCK_COLUMNS);
+        const int64_t rows = packer.one_block ? BLOCK_ROWS : TILE_ROWS;
+        s.scores = memory.take<float>(rows * BLOCK_COLUMNS);
+        s.slopes = memory.take<float>(rows * BLOCK_COLUMNS);
         s.across = memory.take<float>(BLOCK_ROWS * BLOCK_COLUMNS);
         s.added = memory.take<float>(adding ? BLOCK_ROWS * BLOCK_COLUMNS : 0);
         s.added_row = memory.take<float>(BLOCK_ROWS);
@@ -210,23 +212,28 @@ private:
                          BLOCK_COLUMNS);
         if (adding) add_across(p, own, first, last, from, to);
         const int64_t columns = up(to - from, W * M::step), depth = columns / M::step;
+        const auto rows_at = [&](int64_t j) { return static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j)); };
+        for (int64_t j = first; packer.one_block && j < last; j += TILE_ROWS)
+            score(p, own, j, rows_at(j), j - first, from, to);
+        if (packer.one_block) {
+            if (plain) sum_pulls<true>(p, own, first, last, from, columns);
+            else sum_pulls<false>(p, own, first, last, from, columns);
+        }
         for (int64_t j = first; j < last; j += TILE_ROWS) {
-            const int rows = static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j));
-            multiply_panels(p.keys, j, words, 0, rows, p.query_columns, from, columns, own.scores);
-            if (share * call.queries <= FEW_ROWS) score_few(p, own, j, rows, from, to);
-            const int64_t half_sum = M::step == 1 ? value_words / 2 : 0;
-            multiply_panels(p.values, j, value_words, half_sum, rows, p.grad_columns, from, columns, own.slopes);
+            const int rows = rows_at(j);
+            const int64_t row = packer.one_block ? j - first : 0;
+            if (!packer.one_block) score(p, own, j, rows, 0, from, to);
             float* across = own.across + (j - first) / M::step * BLOCK_COLUMNS;
             for (int r = 0; r < rows; r += M::step) {
                 const int count = smaller(M::step, rows - r);
-                if (plain) slope<true>(p, own, j + r, j - first + r, r, count, from, columns, across);
-                else slope<false>(p, own, j + r, j - first + r, r, count, from, columns, across);
+                if (plain) slope<true>(p, own, j + r, j - first + r, row + r, count, from, columns, across);
+                else slope<false>(p, own, j + r, j - first + r, row + r, count, from, columns, across);
                 across += BLOCK_COLUMNS;
             }
-            multiply_strip<M>(started, {own.scores, BLOCK_COLUMNS, 1}, rows,
+            multiply_strip<M>(started, {own.scores + row * BLOCK_COLUMNS, BLOCK_COLUMNS, 1}, rows,
                               {p.grad_rows + from / M::step * value_room, value_room}, value_room, depth,
                               {own.value_grad + (j - first) * value_room, value_room});
-            multiply_strip<M>(started, {own.slopes, BLOCK_COLUMNS, 1}, rows,
+            multiply_strip<M>(started, {own.slopes + row * BLOCK_COLUMNS, BLOCK_COLUMNS, 1}, rows,
                               {p.query_rows + from / M::step * room, room}, room, depth,
                               {own.key_grad + (j - first) * room, room});
         }
@@ -241,14 +248,24 @@ private:
         }
     }
 
+    // Compute the scores of a strip of keys, and the gradient of their weights.
+    void score(const Packed& p, Strips& own, int64_t key, int rows, int64_t row, int64_t from, int64_t to) const {
+        const int64_t columns = up(to - from, W * M::step), half_sum = M::step == 1 ? value_words / 2 : 0;
+        float* scores = own.scores + row * BLOCK_COLUMNS;
+        multiply_panels(p.keys, key, words, 0, rows, p.query_columns, from, columns, scores);
+        if (share * call.queries <= FEW_ROWS) score_few(p, scores, key, rows, from, to);
+        float* slopes = own.slopes + row * BLOCK_COLUMNS;
+        multiply_panels(p.values, key, value_words, half_sum, rows, p.grad_columns, from, columns, slopes);
+    }
+
     // A few queries were scored across vectors in the forward pass: what is rounded in another order would not fit its
     // log-sum-exp.
-    void score_few(const Packed& p, Strips& own, int64_t key, int rows, int64_t from, int64_t to) const {
+    void score_few(const Packed& p, float* scores, int64_t key, int rows, int64_t from, int64_t to) const {
         const Rows keys = rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
         for (int64_t i = from; i < to; ++i) {
             const Rows queries = rows_of(call.query, p.batch, p.head_of[i], call.queries, call.width, half);
             for (int r = 0; r < rows; ++r)
-                own.scores[r * BLOCK_COLUMNS + i - from] =
+                scores[r * BLOCK_COLUMNS + i - from] =
                     dot(queries.at(p.query_of[i]), half, keys.at(key + r), half, call.width);
         }
     }
@@ -279,7 +296,7 @@ private:
     // Turn scores and the gradient of the weights into weights and the gradient of the scores, in place, `count` keys
     // at once, and write the latter a second time for the gradient of the queries.
     template <bool PLAIN>
-    void slope(const Packed& p, Strips& own, int64_t key, int64_t line, int row, int count, int64_t from,
+    void slope(const Packed& p, Strips& own, int64_t key, int64_t line, int64_t row, int count, int64_t from,
                int64_t columns, float* across) const {
         constexpr int S = M::step;
         float *scores = own.scores + row * BLOCK_COLUMNS, *slopes = own.slopes + row * BLOCK_COLUMNS;
@@ -290,15 +307,8 @@ private:
                     const int64_t at = c + v * W, i = from + at;
                     weight[k][v] = slope[k][v] = all(0);
                     if (k >= count) continue;
-                    vec x = load(scores + k * BLOCK_COLUMNS + at);
                     const vec grad = load(slopes + k * BLOCK_COLUMNS + at);
-                    if (!PLAIN && adding) {
-                        x = joined(x, all(factor), load(own.added + (line + k) * BLOCK_COLUMNS + at));
-                        x = sub(x, load(p.lse + i));
-                    } else {
-                        x = fma(x, all(factor), sub(all(0), load(p.lse + i)));
-                    }
-                    x = floored(x);
+                    const vec x = log_weight<PLAIN>(p, own, scores + k * BLOCK_COLUMNS, line + k, at, i);
                     weight[k][v] = power_of_2(x);
                     slope[k][v] = PLAIN ? mul(weight[k][v], sub(grad, load(p.pull + i)))
                                         : careful(p, own, key + k, line + k, at, i, x, grad, weight[k][v]);
@@ -311,20 +321,51 @@ private:
         }
     }
 
+    // The logarithm of the weights of a key, to base 2, rounded as in the forward pass.
+    template <bool PLAIN>
+    vec log_weight(const Packed& p, const Strips& own, const float* scores, int64_t line, int64_t at, int64_t i) const {
+        vec x = load(scores + at);
+        if (!PLAIN && adding) x = joined(x, all(factor), load(own.added + line * BLOCK_COLUMNS + at));
+        else x = mul(x, all(factor));
+        return floored(sub(sub(x, load(p.lse + i)), load(p.lse_rest + i)));
+    }
+
+    // Where a block holds all keys, what is taken from dP is the sum of the weights times dP, in which the rounding of
+    // dP cancels: a heavy key among few leaves next to nothing of its own slope.
+    template <bool PLAIN>
+    void sum_pulls(Packed& p, const Strips& own, int64_t first, int64_t last, int64_t from, int64_t columns) const {
+        for (int64_t at = 0; at < columns; at += W) {
+            const int64_t i = from + at;
+            vec total = load(p.pull + i);
+            for (int64_t r = 0; r < last - first; ++r) {
+                vec grad = load(own.slopes + r * BLOCK_COLUMNS + at);
+                vec weight = power_of_2(log_weight<PLAIN>(p, own, own.scores + r * BLOCK_COLUMNS, r, at, i));
+                if (!PLAIN) weight = within(weight, p.first + i, p.last + i, static_cast<int32_t>(first + r));
+                if (call.least) grad = dropped(own, grad, r, at);
+                total = add(total, unless_zero(weight, mul(weight, grad)));
+            }
+            store(p.pull + i, total);
+        }
+    }
+
     // The gradient of the scores, with everything that may happen to it; hidden weights become 0, NaN or not.
     vec careful(const Packed& p, const Strips& own, int64_t key, int64_t line, int64_t at, int64_t i, vec x, vec grad,
                 vec& weight) const {
         weight = within(weight, p.first + i, p.last + i, static_cast<int32_t>(key));
         const vec seen = weight;
         if (call.least) {
-            const uint16_t* words = own.words + line * BLOCK_COLUMNS + at;
-            const vec rest = all(call.kept_share > 0 ? static_cast<float>(1 / call.kept_share) : 0);
-            grad = kept(mul(grad, rest), words, static_cast<int32_t>(call.least));
-            weight = kept(mul(weight, rest), words, static_cast<int32_t>(call.least));
+            grad = dropped(own, grad, line, at);
+            weight = dropped(own, weight, line, at);
         }
         const vec pull = fma(load(p.entropy_pull + i), x, load(p.pull + i));
         weight = unless_zero(weight, add(weight, load(p.poison + i)));
         return unless_zero(seen, mul(seen, sub(grad, pull)));
+    }
+
+    // What dropout leaves of the numbers of a key.
+    vec dropped(const Strips& own, vec numbers, int64_t line, int64_t at) const {
+        const vec rest = all(call.kept_share > 0 ? static_cast<float>(1 / call.kept_share) : 0);
+        return kept(mul(numbers, rest), own.words + line * BLOCK_COLUMNS + at, static_cast<int32_t>(call.least));
     }
 
     static void put(float* to, const vec (&rows)[M::step][M::step], int64_t c, int count) {

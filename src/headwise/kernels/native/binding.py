@@ -89,13 +89,9 @@ class Library:
         """Run the forward pass that a record describes."""
         self._check(self._library.headwise_forward(_RECORD.pack(*record)))
 
-    def backward(self, record: list[int | float]) -> bool:
-        """Run the backward pass that a record describes; false, with nothing computed, where digits would be lost."""
-        fault = self._library.headwise_backward(_RECORD.pack(*record))
-        if fault == b"coarse":
-            return False
-        self._check(fault)
-        return True
+    def backward(self, record: list[int | float]) -> None:
+        """Run the backward pass that a record describes."""
+        self._check(self._library.headwise_backward(_RECORD.pack(*record)))
 
     @staticmethod
     def _check(fault: bytes | None) -> None:

@@ -383,8 +383,8 @@ private:
         if (!lives) std::memset(output, 0, room * 4);
         const Rows place = rows_of(call.output, unit.batch, block.head[r], call.queries, call.value_width, half);
         narrow(output, share, place.at(block.query[r]), half, call.value_width);
-        const double log_total = lives ? static_cast<double>(block.highest[r]) + std::log2(total) : MINUS_INFINITY;
-        call.lse[at] = static_cast<float>(log_total * LN_2);
+        const double log_total = lives ? block.highest[r] + std::log2(static_cast<double>(total)) : MINUS_INFINITY;
+        call.lse[at] = log_total * LN_2;
         if (!lives) return;
         if (counter.on_the_way) counter.write(block.counts, r, at, total, block.spread[r]);
         counter.count_live(unit.batch, block.head[r], block.query[r], extent_of(call, unit.batch));

@@ -35,7 +35,7 @@ struct Call {
     int64_t batch, heads, groups, queries, keys, width, value_width;
     double scale;
     View query, key, value, output;
-    float* lse;
+    double* lse;  // so that the backward pass finds the very weights of the forward pass
 
     int64_t left, right;  // -1 for no limit
     int64_t start_causal;

@@ -95,13 +95,11 @@ HEADWISE_PUBLIC int headwise_choose(const char* name) {
 
 HEADWISE_PUBLIC const char* headwise_chosen() { return headwise::chosen ? headwise::chosen->name : ""; }
 
-// Null when all went well, "memory" where there was none, "coarse" where a backward pass would lose digits and nothing
-// was computed, else what is wrong with the call.
+// Null when all went well, "memory" where there was none, else what is wrong with the call.
 HEADWISE_PUBLIC const char* headwise_forward(const headwise::Call* call) {
     return headwise::compute(*call, headwise::chosen->forward);
 }
 
 HEADWISE_PUBLIC const char* headwise_backward(const headwise::Call* call) {
-    if (!headwise::fault(*call) && headwise::coarse(*call)) return "coarse";
     return headwise::compute(*call, headwise::chosen->backward);
 }

@@ -15,7 +15,8 @@ struct Packed {
     float *key_words, *value_words, *key_rows;  // room for left operands, and a right one
     Left keys, values;                          // the left operands, where they lie or in that room
     float *query_columns, *grad_columns, *query_rows, *grad_rows;  // right operands
-    float *lse, *pull, *entropy_pull, *poison;  // of each column: lse times log2(e); what is taken from dP
+    float *lse, *lse_rest;                      // of each column, times log2(e): a float, and what it rounds away
+    float *pull, *entropy_pull, *poison;        // what is taken from dP
     int32_t *head_of, *query_of, *first, *last;
     uint8_t *broken_keys, *broken_queries, *broken_grads;
     float *key_sums, *value_sums;  // over chunks
@@ -28,13 +29,14 @@ public:
     Packer(const Call& call, const Plan& plan)
         : call(call), plan(plan), half(call.half), words(words_for<M>(call.width)),
           value_words(words_for<M>(call.value_width)), room(up(call.width, W)),
-          value_room(up(call.value_width, W)), adding(adds(call, plan)) {}
+          value_room(up(call.value_width, W)), adding(adds(call, plan)), one_block(call.keys <= BLOCK_ROWS) {}
 
     const Call& call;
     const Plan& plan;
     const bool half;
     const int64_t words, value_words, room, value_room;
     const bool adding;
+    const bool one_block;  // it holds all keys
 
     // Begin with a unit: find its matrices.
     void begin(Packed& p) const {
@@ -103,7 +105,7 @@ private:
             p.head_of[i] = static_cast<int32_t>(p.head);
             p.query_of[i] = p.first[i] = p.last[i] = 0;
             p.lse[i] = -MINUS_INFINITY;
-            p.pull[i] = p.entropy_pull[i] = p.poison[i] = 0;
+            p.lse_rest[i] = p.pull[i] = p.entropy_pull[i] = p.poison[i] = 0;
         }
     }
 
@@ -114,9 +116,11 @@ private:
         p.first[i] = plan.first ? plan.first[p.batch * call.queries + query] : 0;
         p.last[i] = plan.first ? plan.last[p.batch * call.queries + query] : static_cast<int32_t>(call.keys);
         p.poison[i] = p.broken_grads[i] ? __builtin_nanf("") : 0;
-        p.lse[i] = call.lse[at] != MINUS_INFINITY ? static_cast<float>(call.lse[at] * (1 / LN_2)) : -MINUS_INFINITY;
+        const double lse = call.lse[at] != MINUS_INFINITY ? call.lse[at] * (1 / LN_2) : -MINUS_INFINITY;
+        p.lse[i] = static_cast<float>(lse);
+        p.lse_rest[i] = std::isfinite(p.lse[i]) ? static_cast<float>(lse - p.lse[i]) : 0;
         const Rows outputs = rows_of(call.output, p.batch, head, call.queries, call.value_width, half);
-        p.pull[i] = dot(grad, half, outputs.at(query), half, call.value_width);
+        p.pull[i] = one_block ? 0 : dot(grad, half, outputs.at(query), half, call.value_width);
         p.entropy_pull[i] = 0;
         if (call.lse_grad) p.pull[i] -= call.lse_grad[at];
         if (call.entropy_grad) {

@@ -11,7 +11,6 @@ constexpr int64_t MOST_NUMBERS = int64_t{1} << 40, MOST_PLACES = int64_t{1} << 3
 constexpr int64_t MOST_WIDTH = 256, MOST_THREADS = 1024;
 constexpr int64_t LEAST_WORK = 1 << 18;  // multiplications worth another thread
 constexpr int64_t MOST_FETCHED = 512;       // rows that the second-level cache holds besides
-constexpr float LARGEST_LSE = 32;
 
 bool fits(int64_t n, int64_t least, int64_t most) { return least <= n && n <= most; }
 
@@ -105,16 +104,6 @@ const char* fault(const Call& call) {
         if (!inside) return "a length leaves the tensors";
     }
     return nullptr;
-}
-
-bool coarse(const Call& call) {
-    if (call.half) return false;
-    bool found = false;
-    for (int64_t i = 0; i < call.batch * call.heads * call.queries; ++i) {
-        const float x = call.lse[i];
-        found |= x > LARGEST_LSE || (x < -LARGEST_LSE && !std::isinf(x));
-    }
-    return found;
 }
 
 // Whether the processor reads the rows of another head ahead by itself: to ask for them cost 5 to 15 % of short calls on

@@ -16,9 +16,6 @@ struct Planned {
 // Say what is wrong with a call; null when nothing is.
 const char* fault(const Call& call);
 
-// Tell whether the rounding of some float32 log-sum-exp would show in the weights that are computed from it.
-bool coarse(const Call& call);
-
 // Turn the mask into intervals of keys; throws std::bad_alloc.
 void prepare(const Call& call, Planned& planned);
 

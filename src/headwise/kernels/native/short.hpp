@@ -249,8 +249,8 @@ private:
         const bool lives = !(total == 0);
         const Rows place = rows_of(call.output, batch, head, call.queries, call.value_width, half);
         narrow(output, lives ? 1 / total : 0, place.at(query), half, call.value_width);
-        const double log_total = lives ? static_cast<double>(own.highest[i]) + std::log2(total) : MINUS_INFINITY;
-        call.lse[(batch * call.heads + head) * call.queries + query] = static_cast<float>(log_total * LN_2);
+        const double log_total = lives ? own.highest[i] + std::log2(static_cast<double>(total)) : MINUS_INFINITY;
+        call.lse[(batch * call.heads + head) * call.queries + query] = log_total * LN_2;
     }
 };
 
