@@ -7,6 +7,9 @@ export HEADWISE_NATIVE ?= require
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Two processes, each with whole files of tests; threads that wait must not spin beside another process.
+PROCESSES ?= 2
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 DATA := $(wildcard ../shared/data)
 ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
@@ -18,10 +21,10 @@ demo: $(STAMP)  ## train on the bundled texts, evaluate, and see the heads
 	$(BIN)/headwise demo $(ARGS)
 
 test: check  ## everything but the slow tests; ARGS goes to pytest
-	$(BIN)/python -m pytest -m "not slow and not fuzz" $(ARGS)
+	$(PYTEST) -m "not slow and not fuzz" $(ARGS)
 
 test-all: check
-	$(BIN)/python -m pytest -m "not fuzz" $(ARGS)
+	$(PYTEST) -m "not fuzz" $(ARGS)
 
 fuzz: $(STAMP)  ## the laws over random cases, others each time
 	$(BIN)/python -m pytest tests/laws --hypothesis-profile=random $(ARGS)
