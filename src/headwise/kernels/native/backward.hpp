@@ -213,22 +213,19 @@ private:
         if (adding) add_across(p, own, first, last, from, to);
         const int64_t columns = up(to - from, W * M::step), depth = columns / M::step;
         const auto rows_at = [&](int64_t j) { return static_cast<int>(smaller<int64_t>(TILE_ROWS, last - j)); };
-        for (int64_t j = first; packer.one_block && j < last; j += TILE_ROWS)
-            score(p, own, j, rows_at(j), j - first, from, to);
         if (packer.one_block) {
-            if (plain) sum_pulls<true>(p, own, first, last, from, columns);
-            else sum_pulls<false>(p, own, first, last, from, columns);
+            for (int64_t j = first; j < last; j += TILE_ROWS) score(p, own, j, rows_at(j), j - first, from, to);
+            sum_pulls(p, own, first, last, from, columns, plain);
         }
         for (int64_t j = first; j < last; j += TILE_ROWS) {
             const int rows = rows_at(j);
             const int64_t row = packer.one_block ? j - first : 0;
             if (!packer.one_block) score(p, own, j, rows, 0, from, to);
             float* across = own.across + (j - first) / M::step * BLOCK_COLUMNS;
-            for (int r = 0; r < rows; r += M::step) {
+            for (int r = 0; r < rows; r += M::step, across += BLOCK_COLUMNS) {
                 const int count = smaller(M::step, rows - r);
                 if (plain) slope<true>(p, own, j + r, j - first + r, row + r, count, from, columns, across);
                 else slope<false>(p, own, j + r, j - first + r, row + r, count, from, columns, across);
-                across += BLOCK_COLUMNS;
             }
             multiply_strip<M>(started, {own.scores + row * BLOCK_COLUMNS, BLOCK_COLUMNS, 1}, rows,
                               {p.grad_rows + from / M::step * value_room, value_room}, value_room, depth,
@@ -251,15 +248,13 @@ private:
     // Compute the scores of a strip of keys, and the gradient of their weights.
     void score(const Packed& p, Strips& own, int64_t key, int rows, int64_t row, int64_t from, int64_t to) const {
         const int64_t columns = up(to - from, W * M::step), half_sum = M::step == 1 ? value_words / 2 : 0;
-        float* scores = own.scores + row * BLOCK_COLUMNS;
+        float *scores = own.scores + row * BLOCK_COLUMNS, *slopes = own.slopes + row * BLOCK_COLUMNS;
         multiply_panels(p.keys, key, words, 0, rows, p.query_columns, from, columns, scores);
         if (share * call.queries <= FEW_ROWS) score_few(p, scores, key, rows, from, to);
-        float* slopes = own.slopes + row * BLOCK_COLUMNS;
         multiply_panels(p.values, key, value_words, half_sum, rows, p.grad_columns, from, columns, slopes);
     }
 
-    // A few queries were scored across vectors in the forward pass: what is rounded in another order would not fit its
-    // log-sum-exp.
+    // The forward pass scored few queries across vectors: sums in another order would not fit its log-sum-exp.
     void score_few(const Packed& p, float* scores, int64_t key, int rows, int64_t from, int64_t to) const {
         const Rows keys = rows_of(call.key, p.batch, p.group, call.keys, call.width, half);
         for (int64_t i = from; i < to; ++i) {
@@ -330,17 +325,17 @@ private:
         return floored(sub(sub(x, load(p.lse + i)), load(p.lse_rest + i)));
     }
 
-    // Where a block holds all keys, what is taken from dP is the sum of the weights times dP, in which the rounding of
-    // dP cancels: a heavy key among few leaves next to nothing of its own slope.
-    template <bool PLAIN>
-    void sum_pulls(Packed& p, const Strips& own, int64_t first, int64_t last, int64_t from, int64_t columns) const {
+    // Where a block holds all keys, what is taken from dP is the sum of the weights times dP, in which its rounding
+    // cancels: a heavy key among few leaves next to nothing of its own slope.
+    void sum_pulls(Packed& p, const Strips& own, int64_t first, int64_t last, int64_t from, int64_t columns,
+                   bool plain) const {
         for (int64_t at = 0; at < columns; at += W) {
             const int64_t i = from + at;
             vec total = load(p.pull + i);
             for (int64_t r = 0; r < last - first; ++r) {
                 vec grad = load(own.slopes + r * BLOCK_COLUMNS + at);
-                vec weight = power_of_2(log_weight<PLAIN>(p, own, own.scores + r * BLOCK_COLUMNS, r, at, i));
-                if (!PLAIN) weight = within(weight, p.first + i, p.last + i, static_cast<int32_t>(first + r));
+                vec weight = power_of_2(log_weight<false>(p, own, own.scores + r * BLOCK_COLUMNS, r, at, i));
+                if (!plain) weight = within(weight, p.first + i, p.last + i, static_cast<int32_t>(first + r));
                 if (call.least) grad = dropped(own, grad, r, at);
                 total = add(total, unless_zero(weight, mul(weight, grad)));
             }
