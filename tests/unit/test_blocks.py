@@ -82,7 +82,10 @@ def test_padding_changes_nothing(norm, positions):
         torch.testing.assert_close(padded[i : i + 1, :n], ours(x[i : i + 1, :n], bias=bias))
 
 
-@pytest.mark.parametrize("positions", ["none", "rotary", "alibi", "relative"])
+SLOW = [pytest.param(positions, marks=pytest.mark.slow) for positions in ("none", "rotary", "relative")]
+
+
+@pytest.mark.parametrize("positions", ["alibi", *SLOW])
 def test_layers_compile_without_a_break(positions):
     ours, bias, x = layer(rotary=Rotary() if positions == "rotary" else None), bias_of(positions), torch.randn(B, T, M)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=True)

@@ -197,7 +197,9 @@ def test_autocast_computes_in_the_lower_precision():
 
 
 @pytest.mark.parametrize(
-    "module", [AttentionBlock(M, H), MultiHeadAttention(M, H, rotary=None)], ids=["block", "layer"]
+    "module",
+    [pytest.param(AttentionBlock(M, H), marks=pytest.mark.slow), MultiHeadAttention(M, H, rotary=None)],
+    ids=["block", "layer"],
 )
 def test_layers_compile_without_a_break(module):
     module = module.eval()
