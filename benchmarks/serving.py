@@ -244,6 +244,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="a trained classifier (default: random weights, size tiny)")
     parser.add_argument("--seconds", type=float, default=5, help="seconds of each load (default: 5)")
+    parser.add_argument("--overload", type=int, metavar="N", help="overload alone, for N loads (default: both, 3 loads)")
     chosen = parser.parse_args()
     report = begin("A service under load", chosen)
     seconds, clients = (0.5, (1, 4)) if chosen.quick else (chosen.seconds, CLIENTS)
@@ -252,8 +253,9 @@ def main() -> None:
         encoder = read_config(folder)["settings"]["encoder"]
         heads = len(encoder["heads"][0])
         report.line(f"- model: {encoder['layers']} layers of width {encoder['d_model']}, {heads} heads in the first")
-        compare(report, folder, clients, seconds, quick=chosen.quick)
-        overload(report, folder, max(clients), seconds)
+        if chosen.overload is None:
+            compare(report, folder, clients, seconds, quick=chosen.quick)
+        overload(report, folder, max(clients), seconds, chosen.overload or 3)
 
 
 def compare(report, folder, clients, seconds, *, quick):
@@ -285,7 +287,7 @@ def _cells(loads):
     return [cell for found in loads for cell in (found.rate, found.half, found.most)]
 
 
-def overload(report, folder, clients, seconds):
+def overload(report, folder, clients, seconds, loads):
     """Show that a service which is asked for four times of what it can do goes on doing it."""
     report.section("Asked for more than it can do")
     queue = max(1, clients // 2)
@@ -293,7 +295,7 @@ def overload(report, folder, clients, seconds):
     port = free_port()
     with running(port, ours(folder, port, 1, f"limits.queue={queue}")) as (process,):
         load(port, 2, 1)
-        for n in (queue, 4 * queue, 4 * queue, 4 * queue):
+        for n in (queue, *[4 * queue] * loads):
             found = load(port, n, seconds)
             cells = found.rate, found.half, found.most, float(found.refused), float(found.others)
             report.row(str(n), *cells, resident(process))
