@@ -10,9 +10,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Python compiles what is imported; of most packages that is a small part.
 PIP := $(BIN)/python -m pip install --no-compile -c constraints.txt
-# Two processes, each with whole files of tests; threads that wait must not spin beside another process.
+# Two processes, which take tests from each other at the end; threads that wait must not spin beside another process.
 PROCESSES ?= 2
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 DATA := $(wildcard ../shared/data)
 ifneq ($(DATA),)
 export HEADWISE_DATA ?= $(abspath $(DATA))

@@ -244,7 +244,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="a trained classifier (default: random weights, size tiny)")
     parser.add_argument("--seconds", type=float, default=5, help="seconds of each load (default: 5)")
-    parser.add_argument("--overload", type=int, metavar="N", help="overload alone, for N loads (default: both, 3 loads)")
+    parser.add_argument("--overload", type=int, metavar="N", help="loads of overload, and nothing else (default: 3)")
     chosen = parser.parse_args()
     report = begin("A service under load", chosen)
     seconds, clients = (0.5, (1, 4)) if chosen.quick else (chosen.seconds, CLIENTS)

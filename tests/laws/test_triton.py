@@ -120,7 +120,10 @@ SEVERAL_TILES = {
 }
 
 
-@pytest.mark.parametrize("kind", SEVERAL_TILES)
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in SEVERAL_TILES if kind not in {"lengths", "dense"}]
+
+
+@pytest.mark.parametrize("kind", ["lengths", "dense", *SLOW])
 def test_several_tiles_equal_the_reference(kind):
     torch.manual_seed(2)
     query, key, value = torch.randn(1, 2, 41, 19), torch.randn(1, 1, 53, 19), torch.randn(1, 1, 53, 5)
