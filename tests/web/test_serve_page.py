@@ -5,6 +5,7 @@ import shutil
 from importlib.resources import files
 
 import pytest
+import torch
 
 from tests.web.processes import Service
 
@@ -114,8 +115,23 @@ def test_one_head_shows_where_it_looks(opened):
     page.wait_for_selector("#queries button")
     page.hover("#queries button >> nth=2")
     assert page.inner_text("#link-told").startswith("From “is” it looks at ")
+    # The map of a short text has a square of one colour for each pair of tokens, and nothing between them.
+    count = page.evaluate("document.querySelectorAll('#queries button').length")
+    pixels = page.evaluate("""() => {
+      const map = document.querySelector("#map");
+      return [...map.getContext("2d").getImageData(0, 0, map.width, map.height).data];
+    }""")
+    side = page.evaluate("document.querySelector('#map').width")
+    drawn = torch.tensor(pixels).view(side, side, 4)
+    squares = [drawn[a + 2 : a + side // count - 2] for a in (i * side // count for i in range(count))]
+    assert all((rows == rows[:1]).all() for rows in squares)
+    assert drawn.flatten(0, 1).unique(dim=0).shape[0] > count
+    assert page.is_disabled("#closer")
+    page.fill("#text", " ".join([TEXT] * 3))
+    page.wait_for_selector("#closer:enabled")
     page.click("#closer")
     page.wait_for_selector('#map[aria-label*="zoom 1"]')
+
 
 
 def test_newer_answers_win(opened):

@@ -122,10 +122,11 @@ async function view() {
   showView(found, state.head, { text: read, queries: at("queries"), keys: at("keys"), line: at("link-told") });
   at("link-told").textContent = "";
   at("map-part").hidden = false;
-  drawMap(at("map"), found.map);
+  drawMap(at("map"), found, state.view);
   at("map").setAttribute("aria-label", say("mapName", { place, head: state.head.head, ...state.view }));
   const side = 2 ** state.view.zoom;
-  at("closer").disabled = 32 * side > state.limits.cells;
+  const tokens = Math.max(found.queries.length, found.keys.length);
+  at("closer").disabled = 32 * side > state.limits.cells || 16 * side >= tokens;
   at("wider").disabled = state.view.zoom === 0;
   at("left").disabled = state.view.column === 0;
   at("up").disabled = state.view.row === 0;

@@ -129,15 +129,25 @@ export function showView(told, head, { text, queries, keys, line }) {
   });
 }
 
-export function drawMap(canvas, map) {
+const TILE = 16;
+
+// The cells of a tile that some token falls into: of a short text most of them stay empty.
+function held(tokens, zoom, tile) {
+  const cells = TILE * 2 ** zoom;
+  const all = new Set(Array.from({ length: tokens }, (_, i) => Math.floor((i * cells) / tokens) - TILE * tile));
+  return [...all].filter((cell) => cell >= 0 && cell < TILE);
+}
+
+export function drawMap(canvas, found, view) {
+  const rows = held(found.queries.length, view.zoom, view.row), columns = held(found.keys.length, view.zoom, view.column);
   const context = canvas.getContext("2d");
   const style = getComputedStyle(document.documentElement);
-  const most = Math.max(...map.flat(), 1e-9);
-  const size = canvas.width / 16;
+  const most = Math.max(...found.map.flat(), 1e-9);
+  const [height, width] = [canvas.height / rows.length, canvas.width / columns.length];
   context.fillStyle = style.getPropertyValue("--paper");
   context.fillRect(0, 0, canvas.width, canvas.height);
-  map.forEach((line, i) => line.forEach((mass, j) => {
-    context.fillStyle = `rgba(${style.getPropertyValue("--for")}, ${mass / most})`;
-    context.fillRect(j * size, i * size, size, size);
+  rows.forEach((row, i) => columns.forEach((column, j) => {
+    context.fillStyle = `rgba(${style.getPropertyValue("--for")}, ${found.map[row][column] / most})`;
+    context.fillRect(j * width, i * height, width, height);
   }));
 }
