@@ -133,7 +133,6 @@ def test_one_head_shows_where_it_looks(opened):
     page.wait_for_selector('#map[aria-label*="zoom 1"]')
 
 
-
 def test_newer_answers_win(opened):
     page = opened()
     for end in range(1, len(TEXT)):
