@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 import torch
 
+from tests.web.conftest import tiny_writer, written
 from tests.web.processes import Service
 
 CHROMIUM = shutil.which("chromium")
@@ -89,6 +90,28 @@ def test_a_head_that_is_switched_off_changes_the_answer(opened):
     assert page.get_attribute("td button >> nth=1", "aria-pressed") == "false"
     page.click("#all-on")
     page.wait_for_function("before => document.querySelector('.bar .number').textContent === before", arg=before[0])
+
+
+@pytest.mark.parametrize("task", ["translation", "summarization"])
+def test_what_a_writer_writes_changes_with_its_heads(browser, tmp_path, task):
+    with Service(written(tiny_writer(task), tmp_path / task)) as writing:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{writing.port}/")
+        page.wait_for_selector("td button")
+        page.fill("#text", TEXT)
+        page.wait_for_selector("#answer .written:not(:empty)")
+        before = page.inner_text("#answer .written")
+        for i in range(page.locator("td button").count()):
+            page.click(f"td button >> nth={i}")
+        page.wait_for_function(
+            "before => document.querySelector('#answer .written')?.textContent !== before", arg=before
+        )
+        keep(page, task)
+        page.click("#all-on")
+        page.wait_for_function(
+            "before => document.querySelector('#answer .written')?.textContent === before", arg=before
+        )
+        page.close()
 
 
 def test_the_keyboard_does_it_all(opened):
