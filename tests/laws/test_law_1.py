@@ -33,7 +33,8 @@ def test_gradients_of_heavy_keys_keep_their_digits(keys, offset):
     """The rounding of a log-sum-exp, or of a heavy key's own slope, would show in every draw."""
     draw = torch.Generator().manual_seed(keys)
     query, key, value, grad = (torch.randn(100, 1, n, 7, generator=draw) for n in (2, keys, keys, 2))
-    query[..., 0], key[..., 0] = 10.0, key[..., 0] + offset / 10
+    if offset:
+        query[..., 0], key[..., 0] = 10.0, key[..., 0] + offset / 10
     leaves, scale = (query, key, value), 1.0 if offset else 3.0
 
     def slopes(attention, kind):
