@@ -11,6 +11,7 @@ from headwise import ConfigError, recipes
 from headwise.cli import main
 from headwise.heads import HeadScores, Plan
 from headwise.models import load
+from headwise.recipes.config import read_run
 from tests.cli.conftest import TINY, trained
 
 
@@ -47,13 +48,23 @@ def test_heads_are_cut_and_the_smaller_run_works(run, table, tmp_path, capsys, l
 def test_a_smaller_run_is_trained_further(run, table, tmp_path, capsys):
     out, scores = tmp_path / "smaller", tmp_path / "scores.json"
     assert main(["score", str(run), *given(table, "--output", scores)]) == 0
-    more = ("--keep", 0.5, "--scores", scores, "--out", out, "--train", table, "--passes", 2)
-    assert main(["prune", str(run), *given(table, *more)]) == 0
+    further = ("--train", table, "--dev", table, "--passes", 2, "--set", "training.learning_rate=0.002")
+    assert main(["prune", str(run), *given(table, "--keep", 0.5, "--scores", scores, "--out", out, *further)]) == 0
+    training = read_run(out).training
+    assert (training.passes, training.learning_rate) == (2, 0.002)
     assert len(load(out).config.encoder.heads[0]) == 1
     assert len(load(out / "untrained").config.encoder.heads[0]) == 1
     whole, smaller = re.findall(r"loss (\S+), (\S+) parameters", capsys.readouterr().out)
     assert int(smaller[1].replace(",", "")) < int(whole[1].replace(",", ""))
     assert main(["evaluate", str(out), *given(table)]) == 0
+
+
+@pytest.mark.parametrize("setting", ["training.rate=1", "model.copy=true", "training.passes=-1"])
+def test_a_further_training_that_cannot_be_is_told_first(run, table, tmp_path, capsys, setting):
+    out = tmp_path / "smaller"
+    assert main(["prune", str(run), *given(table, "--out", out, "--train", table, "--set", setting)]) == 2
+    assert "training" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_heads_share_keys_and_values(run, table, tmp_path, capsys):
@@ -174,9 +185,26 @@ def test_a_model_of_language_is_scored(tmp_path, hub, table, capsys):
     assert capsys.readouterr().out.count("headwise.attend head") == 2
 
 
-def test_pairs_are_scored_one_by_one(tmp_path, capsys):
-    pairs = tmp_path / "pairs.tsv"
-    pairs.write_text("source\ttarget\n" + "".join(f"one two {i}\tein zwei {i}\n" for i in range(30)))
+@pytest.fixture
+def pairs(tmp_path):
+    """Write pairs that a translator learns from."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text("source\ttarget\n" + "".join(f"one two {i}\tein zwei {i}\n" for i in range(30)))
+    return path
+
+
+def test_translators_are_compared_by_what_keeps_their_best(pairs, tmp_path):
+    kept = [each for each in TINY if "heads" not in each and "passes" not in each]
+    more = ["training.passes=1", "training.keep_best=bleu", "data.tokenizer.vocabulary=60", "sample=-1"]
+    settings = [word for each in [*kept, *more] for word in ("--set", each)]
+    out = tmp_path / "compared"
+    assert main(["compare", "translation", *given(pairs, "--heads", "1,2", "--out", out, *settings)]) == 0
+    rows = (out / "comparison.md").read_text().splitlines()
+    assert rows[0].startswith("| heads | seeds | parameters | bleu |")
+    assert len({row.split("|")[3] for row in rows[2:]}) == 1, "equal parameters"
+
+
+def test_pairs_are_scored_one_by_one(pairs, tmp_path, capsys):
     small = [each.replace("passes=6", "passes=1") for each in TINY] + ["data.tokenizer.vocabulary=60", "sample=0"]
     settings = [word for each in small for word in ("--set", each)]
     out = tmp_path / "pairs"

@@ -1,9 +1,13 @@
 """What reaches the application, and what every answer carries."""
 
+import asyncio
 import json
 
 import pytest
 
+from headwise.web.config import Limits, ServeConfig
+from headwise.web.guard import Guard
+from headwise.web.metrics import Metrics
 from tests.web.conftest import HERE, PLACE
 
 JSON = {"content-type": "application/json"}
@@ -132,3 +136,26 @@ def test_texts_of_any_letters_are_answered(shared):
         assert shared.post("/v1/explain", json={"text": text}).status_code == 200
         view = {"text": text, "head": {"place": PLACE, "head": 0}}
         assert shared.post("/v1/view", json=view).status_code == 200
+
+
+@pytest.mark.parametrize(("deadline", "longest"), [(10.0, 4.0), (2.5, 2.5)])
+def test_a_full_service_refuses_at_an_even_pace(monkeypatch, deadline, longest):
+    config = ServeConfig(limits=Limits(refusals=1, deadline=deadline))
+    guard = Guard(None, config, Metrics(), full=lambda: True)
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [(b"host", b"localhost")]}
+    waits, statuses = [], []
+
+    async def waiting(seconds):
+        waits.append(seconds)
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    async def crowd():
+        for _ in range(5):
+            await guard(scope, None, send)
+
+    monkeypatch.setattr(asyncio, "sleep", waiting)
+    asyncio.run(crowd())
+    assert statuses == [503, None] * 5
+    assert waits == pytest.approx([min(second, longest) for second in range(5)], abs=0.5)

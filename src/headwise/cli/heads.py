@@ -74,7 +74,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--seeds", type=_number, default=1, metavar="N", help="runs of each, from seed 0 on")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs, table and plot")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.passes=5")
+    _add_set(parser, "such as training.passes=5")
     add_columns(parser)
 
 
@@ -108,7 +108,13 @@ def _add_way(parser: argparse.ArgumentParser) -> None:
 def _add_further(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the smaller model")
     add_data(parser, "--train", "train the smaller model on these; runs of headwise only")
+    add_data(parser, "--dev", "texts that choose among its states; a part of --train by default")
     parser.add_argument("--passes", type=_number, default=1, metavar="N", help="passes of that training")
+    _add_set(parser, "such as training.learning_rate=1e-4; else it is trained as the whole model was")
+
+
+def _add_set(parser: argparse.ArgumentParser, told: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=told)
 
 
 def _opened(chosen: Any, name: str) -> recipes.Subject:
@@ -153,7 +159,7 @@ def _score(chosen: Any) -> None:
 
 
 def _prune(chosen: Any) -> None:
-    subject = _opened(chosen, chosen.model)
+    subject = _opened_to_change(chosen)
     with start(chosen.device, threads=chosen.threads) as runtime:
         if chosen.scores is None:
             scores = _scores(chosen, subject, runtime)
@@ -176,7 +182,7 @@ def _prune(chosen: Any) -> None:
 def _share(chosen: Any) -> None:
     if chosen.by == "best" and chosen.data is None:
         raise InputError("the best heads are found on data; got none. Name texts with their answers by --data.")
-    subject = _opened(chosen, chosen.model)
+    subject = _opened_to_change(chosen)
     with start(chosen.device, threads=chosen.threads) as runtime:
         scores, losses = None, []
         if chosen.by == "best":
@@ -195,9 +201,17 @@ def _print_losses(names: Sequence[str], subjects: Sequence[recipes.Subject], los
         print(f"{name}: loss {loss:.4f}, {recipes.parameters(each.model):,} parameters")
 
 
+def _opened_to_change(chosen: Any) -> recipes.Subject:
+    """Open the model to be made smaller, when the folder and the further training can be what they are to be."""
+    recipes.check_out(chosen.out, resume=False)
+    subject = _opened(chosen, chosen.model)
+    if chosen.train:
+        recipes.further(subject, passes=chosen.passes, overrides=chosen.set)
+    return subject
+
+
 def _target(chosen: Any) -> Path:
     """Give the folder of what was not trained yet: beside that of the trained one, where there is to be one."""
-    recipes.check_out(chosen.out, resume=False)
     out: Path = chosen.out
     return out / "untrained" if chosen.train else out
 
@@ -205,13 +219,17 @@ def _target(chosen: Any) -> Path:
 def _trained(chosen: Any, before: recipes.Subject, runtime: Runtime, smaller: recipes.Subject) -> recipes.Subject:
     if not chosen.train:
         return smaller
-    recipes.train_on(smaller, source(chosen.train), chosen.out, runtime, passes=chosen.passes, quiet=chosen.quiet)
+    asked: dict[str, Any] = {"passes": chosen.passes, "overrides": chosen.set, "quiet": chosen.quiet}
+    recipes.train_on(smaller, _splits(chosen.train, chosen.dev), chosen.out, runtime, **asked)
     return recipes.open_subject(str(chosen.out), data_settings(chosen))
 
 
+def _splits(train: Sequence[str], dev: Sequence[str] | None) -> Any:
+    return {"train": source(train), "dev": source(dev)} if dev else source(train)
+
+
 def _compare(chosen: Any) -> None:
-    data = source(chosen.data)
-    splits = {"train": data, "dev": source(chosen.dev)} if chosen.dev else data
+    splits = _splits(chosen.data, chosen.dev)
     settings = {
         heads: [
             recipes.resolve(
@@ -231,7 +249,7 @@ def _compare(chosen: Any) -> None:
             found.append(each)
             figures = ", ".join(f"{name} {value:.4f}" for name, value in each.figures.items())
             print(f"{each.heads} heads, seed {each.seed}: {figures}; gap {each.gap:.4f}; {each.seconds:.0f} s")
-    figure = next(iter(found[0].figures))
+    figure = training.keep_best or next(iter(found[0].figures))
     for row in recipes.table_of(found, figure):
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     for path in recipes.write_comparison(found, figure, chosen.out):

@@ -27,7 +27,7 @@ from headwise.recipes.export import TYPES, export
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.plans import Plan
 from headwise.recipes.pretrained import open_any
-from headwise.recipes.prune import Limit, parameters, plan_heads, prune, share, train_on
+from headwise.recipes.prune import Limit, further, parameters, plan_heads, prune, share, train_on
 from headwise.recipes.report import report
 from headwise.recipes.run import Run, check_out, open_run, with_data
 from headwise.recipes.score import learned_scores, mean_loss, score
@@ -60,6 +60,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_aligner",
+    "further",
     "learned_scores",
     "line",
     "look",

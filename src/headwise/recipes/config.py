@@ -16,7 +16,7 @@ from headwise.recipes.pair_config import PairConfig, pair_defaults
 from headwise.tasks.sentiment import SentimentSettings
 from headwise.training import TrainingConfig
 
-__all__ = ["PRETRAINED", "AnyConfig", "RunConfig", "read_run", "resolve", "written_run"]
+__all__ = ["PRETRAINED", "AnyConfig", "RunConfig", "changed", "read_run", "resolve", "written_run"]
 
 PRETRAINED = "pretrained:"
 _FREE = ("head_dropout",)
@@ -116,6 +116,20 @@ def resolve(
         return config
     defaults = {**_FROM_NOTHING, "model": {"encoder": preset(size or "tiny")}}
     return settings.read(RunConfig, _merged([defaults, merged]))
+
+
+def changed(config: AnyConfig, overrides: Sequence[str]) -> AnyConfig:
+    """Change how a model is trained, by `training.name=value` as on the command line.
+
+    Raises:
+        ConfigError: for a setting of another section, or one that cannot be.
+    """
+    held: Mapping[str, Any] = asdict(config)
+    for each in overrides:
+        if not each.startswith("training."):
+            raise ConfigError(f"a model that is there takes settings of `training` only; got {each!r}. Leave it out.")
+        held = settings.override(held, each)
+    return settings.read(_KINDS[config.task], held)
 
 
 def _refuse_fixed(given: Mapping[str, Any], size: str | None) -> None:

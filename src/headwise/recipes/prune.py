@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,16 @@ from headwise import heads
 from headwise.contracts.files import write_whole
 from headwise.errors import ConfigError, InputError
 from headwise.heads import HeadScores, Plan
+from headwise.recipes.config import changed
 from headwise.recipes.kinds import kind_of
+from headwise.recipes.run import Run
 from headwise.recipes.score import mean_loss
 from headwise.recipes.subjects import Own, Subject
 from headwise.recipes.train import train
 from headwise.tasks.sources import Source
 from headwise.training import Outcome, Runtime
 
-__all__ = ["Limit", "milliseconds", "parameters", "plan_heads", "prune", "share", "train_on"]
+__all__ = ["Limit", "further", "milliseconds", "parameters", "plan_heads", "prune", "share", "train_on"]
 
 _PLAN, _REPEATS = "plan.json", 5
 
@@ -135,19 +137,38 @@ def _written(subject: Subject, out: Path, chosen: Plan | None, figures: Mapping[
 
 
 def train_on(
-    subject: Subject, source: Source, out: Path, runtime: Runtime, *, passes: int = 1, quiet: bool = False
+    subject: Subject,
+    source: Source,
+    out: Path,
+    runtime: Runtime,
+    *,
+    passes: int = 1,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Outcome:
     """Train a run's model further on data, by the same loop; the best model stands in `out`.
 
-    The learning rate and everything else is that of the run, without gates.
+    Args:
+        subject: the model.
+        source: the data; its split `dev` chooses the model.
+        out: the folder.
+        runtime: on what.
+        passes: over the data.
+        overrides: what is unlike the training of the run, which had its gates; `training.name=value`.
+        quiet: show no progress.
 
     Raises:
+        ConfigError: for settings that cannot be.
         InputError: for a model of Transformers, which its own libraries train.
     """
-    if not isinstance(subject, Own):
-        raise InputError(f"only runs of headwise are trained here; got {type(subject.model).__name__}. Use a trainer.")
-    training = replace(subject.run.config.training, passes=passes, steps=None, gate_penalty=0.0)
-    changed: Any = {"training": training}
-    run = replace(subject.run, config=replace(subject.run.config, **changed))
+    run = further(subject, passes=passes, overrides=overrides)
     planned = kind_of(run.config).again(run, source, quiet=quiet or not runtime.first)
     return train(planned, out, runtime, quiet=quiet)
+
+
+def further(subject: Subject, *, passes: int = 1, overrides: Sequence[str] = ()) -> Run:
+    """Give the run that `train_on` is to train: what cannot be is told before anything is computed."""
+    if not isinstance(subject, Own):
+        raise InputError(f"only runs of headwise are trained here; got {type(subject.model).__name__}. Use a trainer.")
+    first = (f"training.passes={passes}", "training.steps=none", "training.gate_penalty=0.0")
+    return replace(subject.run, config=changed(subject.run.config, [*first, *overrides]))

@@ -27,8 +27,8 @@ class Limits:
     """Most cells a side of a head's map."""
     queue: int = 256
     """Most requests that wait in a worker; one more is refused with 503."""
-    refusal: float = 0.25
-    """Seconds that such a refusal takes: clients that ask again at once would else take the time of the others."""
+    refusals: int = 100
+    """Most such refusals a second, the rest wait: clients that ask again at once would else take the others' time."""
     deadline: float = 10.0
     """Seconds after which a request is given up with 504, and its work with it."""
     patience: float = 10.0
@@ -43,15 +43,14 @@ class Limits:
         for name, least in (("body", 1), ("texts", 1), ("characters", 1), ("beams", 1), ("occlusions", 1)):
             if (value := getattr(self, name)) < least:
                 yield f"`{name}` must be at least {least}; got {value}. Leave it out for the default."
-        for name, least in (("cells", 16), ("queue", 1), ("batch_tokens", 1)):
+        for name, least in (("cells", 16), ("queue", 1), ("refusals", 1), ("batch_tokens", 1)):
             if (value := getattr(self, name)) < least:
                 yield f"`{name}` must be at least {least}; got {value}. Leave it out for the default."
         for name in ("deadline", "patience"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 yield f"`{name}` must be above 0 seconds; got {value}. 10 is usual."
-        for name, usual in (("linger", 0.002), ("refusal", 0.25)):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                yield f"`{name}` must be from 0 to 1 second; got {value}. {usual} is usual."
+        if not 0 <= self.linger <= 1:
+            yield f"`linger` must be from 0 to 1 second; got {self.linger}. 0.002 is usual."
 
 
 @dataclass(frozen=True)

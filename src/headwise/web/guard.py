@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, NamedTuple
@@ -73,6 +74,7 @@ class Guard:
         self._app, self._limits, self._metrics, self._full = app, config.limits, metrics, full
         self._hosts = {name.lower() for name in (*_HERE, config.host, *config.hosts)}
         self._bearer = f"Bearer {config.token}".encode() if config.token else b""
+        self._last_refusal = -math.inf
 
     async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
         """Answer a request."""
@@ -105,7 +107,7 @@ class Guard:
     async def _answer(self, scope: Any, receive: _Receive, send: _Send) -> None:
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST" and self._full():
-            await asyncio.sleep(self._limits.refusal)
+            await self._turn()
             refusal = Refusal(503, BUSY, ((b"retry-after", b"1"),))
         if refusal is None and _has_body(scope):
             found = await self._body(receive)
@@ -117,6 +119,13 @@ class Guard:
             await self._app(scope, receive, send)
         else:
             await _refuse(send, refusal)
+
+    async def _turn(self) -> None:
+        """Wait until a full service may refuse one more request."""
+        now = time.monotonic()
+        free = max(now, self._last_refusal + 1 / self._limits.refusals)
+        self._last_refusal = min(free, now + self._limits.deadline)
+        await asyncio.sleep(self._last_refusal - now)
 
     def _refusal(self, scope: Any) -> Refusal | None:
         """Tell why a request is refused by its head alone."""
