@@ -10,6 +10,7 @@ from headwise.web.guard import Guard
 from headwise.web.metrics import Metrics
 from tests.web.conftest import HERE, PLACE
 
+POST = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [(b"host", b"localhost")]}
 JSON = {"content-type": "application/json"}
 ASKED = {"texts": ["a lovely film"]}
 
@@ -142,7 +143,6 @@ def test_texts_of_any_letters_are_answered(shared):
 def test_a_full_service_refuses_at_an_even_pace(monkeypatch, deadline, longest):
     config = ServeConfig(limits=Limits(refusals=1, deadline=deadline))
     guard = Guard(None, config, Metrics(), full=lambda: True)
-    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [(b"host", b"localhost")]}
     waits, statuses = [], []
 
     async def waiting(seconds):
@@ -153,9 +153,26 @@ def test_a_full_service_refuses_at_an_even_pace(monkeypatch, deadline, longest):
 
     async def crowd():
         for _ in range(5):
-            await guard(scope, None, send)
+            await guard(POST, None, send)
 
     monkeypatch.setattr(asyncio, "sleep", waiting)
     asyncio.run(crowd())
     assert statuses == [503, None] * 5
     assert waits == pytest.approx([min(second, longest) for second in range(5)], abs=0.5)
+
+
+def test_who_has_waited_for_a_refusal_is_answered_where_there_is_room_by_then():
+    async def answering(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    full, statuses = [True, False], []
+    guard = Guard(answering, ServeConfig(), Metrics(), full=lambda: full.pop(0))
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message):
+        statuses.append(message["status"])
+
+    asyncio.run(guard(POST, receive, send))
+    assert statuses == [200]

@@ -60,25 +60,27 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._awake = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="headwise-model")
+        self._unsettled = 0
         self._closing = False
         self._loop = asyncio.create_task(self._serve())
 
     @property
     def full(self) -> bool:
         """Tell whether no more work is taken."""
-        return self._closing or len(self._waiting) >= self._limits.queue
+        return self._closing or self._unsettled >= self._limits.queue
 
     async def do(self, work: Work) -> Any:
         """Wait for the result of some work; whoever stops waiting takes the work out of the queue.
 
         Raises:
-            FullError: when the queue is full, or the service is about to end.
+            FullError: when there is no room, or the service is about to end.
             LateError: when the deadline passes; what computes for nobody else stops as soon as it can.
         """
         if self.full:
             raise FullError
         job = _Job(work, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
+        self._unsettled += 1
         self._metrics.waiting.inc()
         self._awake.set()
         try:
@@ -88,6 +90,7 @@ class Batcher:
             raise LateError from None
         finally:
             job.result.cancel()
+            self._unsettled -= 1
             self._drop(job)
 
     async def close(self) -> None:

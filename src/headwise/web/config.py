@@ -26,7 +26,7 @@ class Limits:
     cells: int = 256
     """Most cells a side of a head's map."""
     queue: int = 256
-    """Most requests that wait in a worker; one more is refused with 503."""
+    """Most requests that wait or are computed in a worker; one more is refused with 503."""
     refusals: int = 100
     """Most such refusals a second, the rest wait: clients that ask again at once would else take the others' time."""
     deadline: float = 10.0

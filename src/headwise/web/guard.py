@@ -108,7 +108,8 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST" and self._full():
             await self._turn()
-            refusal = Refusal(503, BUSY, ((b"retry-after", b"1"),))
+            if self._full():
+                refusal = Refusal(503, BUSY, ((b"retry-after", b"1"),))
         if refusal is None and _has_body(scope):
             found = await self._body(receive)
             if isinstance(found, bytes):
