@@ -295,9 +295,9 @@ def overload(report, folder, clients, seconds, loads):
     report.table(f"{queue} clients: 1/s", *(f"{4 * queue}: {name}" for name in columns), "of the first", "MB")
     port, shares = free_port(), []
     with running(port, ours(folder, port, 1, f"limits.queue={queue}")) as (process,):
-        load(port, 2, 1)
+        load(port, queue, 1)
         for _ in range(loads):
-            best, found = load(port, queue, seconds / 3), load(port, 4 * queue, seconds)
+            best, found = load(port, queue, max(1, seconds / 3)), load(port, 4 * queue, seconds)
             shares.append(found.rate / best.rate)
             report.row(f"{best.rate:.0f}", *map(float, found), shares[-1], resident(process))
     report.line(f"A worker holds at most {queue} requests here; rates are of answers with status 200.")
