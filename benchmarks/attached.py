@@ -1,4 +1,4 @@
-"""Whole models of Transformers with our attention attached, beside their own: BERT-base reading, GPT-2 reading a prompt.
+"""Whole models of Transformers with our attention, beside their own: BERT-base reads a text, GPT-2 a prompt.
 
 Shapes are those of the models, weights are random, and outputs are compared before anything is timed. A ratio is the
 peer's time over ours: above 1, the attached model is faster.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 sys.path.pop(0)  # this folder, whose statistics.py would stand before Python's own
@@ -75,7 +76,7 @@ def speed(
     ratios = []
     for length, batch in sizes.items():
         tokens_BT = torch.randint(1000, 30_000, (batch, length), generator=torch.Generator().manual_seed(1))
-        calls = [Contestant(name, lambda model=model: states(model, tokens_BT)) for name, model in models.items()]
+        calls = [Contestant(name, partial(states, model, tokens_BT)) for name, model in models.items()]
         check(models, tokens_BT, dtype)
         took = side_by_side(calls, rounds)
         found = [took[peer] / took["headwise"] for peer in PEERS]
