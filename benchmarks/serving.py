@@ -39,7 +39,8 @@ from headwise.contracts.files import write_whole
 from headwise.data import reviews
 from headwise.models import preset
 from headwise.models.checkpoint import read_config
-from headwise.recipes.config import resolve, written_run
+from headwise.recipes.config import written_run
+from headwise.recipes.resolve import resolve
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.tokenizer import Tokenizer
 

@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("long", max_examples=2_000, deadline=None, 
 hypothesis.settings.load_profile("ci")
 
 
+def slow(*values):
+    """Give values of a parameter that only `make test-all` tries."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 class _TorchRandom:
     """PyTorch's default generator under hypothesis, which seeds it before each example."""
 

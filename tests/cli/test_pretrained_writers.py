@@ -186,3 +186,62 @@ def test_a_mistyped_path_is_no_name_on_the_hub(tmp_path, capsys, monkeypatch):
 def test_other_architectures_are_told(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     assert "must be of an architecture in" in told_by(capsys, 2, "predict", tmp_path, "--text", "a")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Write pairs, and give what names their columns."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text("text\tsummary\n" + "".join(f"w{i} w{i + 1}\tw{i + 2} w{i}\n" for i in range(5, 45)))
+    return "--data", path, "--source-column", "text", "--target-column", "summary"
+
+
+def settings(*given):
+    return [word for each in given for word in ("--set", each)]
+
+
+def test_a_pretrained_model_is_trained_further(pretrained, pairs, tmp_path, capsys):
+    folder, _ = pretrained
+    task = recipes.open_any(folder).config.task
+    still, out = tmp_path / "still", tmp_path / "out"
+    line = ["train", task, *pairs, "--init", f"pretrained:{folder}"]
+    assert said(capsys, *line, "--out", still, *settings("training.learning_rate=1e-12", "training.passes=1"))
+    before, after = recipes.open_any(folder), recipes.open_run(still)
+    for (name, one), other in zip(before.model.state_dict().items(), after.model.state_dict().values(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-9), name
+    assert after.config.decoding == before.config.decoding
+    more = settings("training.learning_rate=0.01", "training.passes=20", "model.encoder.dropout=0")
+    said(capsys, *line, "--out", out, *more)
+    first, last = (json.loads((each / "metrics.json").read_text())["dev"]["loss"] for each in (still, out))
+    assert last < first - 0.5
+    assert json.loads((out / "run.json").read_text())["init"] == f"pretrained:{folder}"
+    further = tmp_path / "further"
+    said(capsys, "train", task, *pairs, "--init", f"pretrained:{out}", "--out", further, *settings("training.passes=1"))
+    assert said(capsys, "predict", further, "--text", "w5 w6")
+
+
+def test_one_of_several_tasks_is_trained_further(several, pairs, tmp_path, capsys):
+    folder, _ = several
+    line = ["train", "translation_en_to_de", *pairs, "--init", f"pretrained:{folder}", "--out", tmp_path / "out"]
+    said(capsys, *line, *settings("training.passes=1"))
+    config = recipes.open_run(tmp_path / "out").config
+    assert (config.task, config.data.source_prefix, config.data.language) == ("translation", "w7 w9: ", "de")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--init", "pretrained:RUN"], "must be that of"),
+        (["--init", "pretrained:nowhere/at/all"], "no run.json"),
+        (["--init", "pretrained"], "`init` must name what is trained further"),
+        (["--init", "pretrained:T5", "--size", "small"], "must keep its own tokenizer and sizes; got `size`"),
+        (["--init", "pretrained:T5", "--tokenizer", "words"], "got `data.tokenizer`"),
+        (["--init", "pretrained:T5", "--set", "model.copy=true"], "got `model.copy`"),
+        (["--init", "pretrained:T5", "--set", "data.max_source=100000"], "`data.max_source`"),
+    ],
+)
+def test_what_cannot_be_trained_further_is_told(several, run, pairs, tmp_path, capsys, more, told):
+    places = {"pretrained:RUN": f"pretrained:{run}", "pretrained:T5": f"pretrained:{several[0]}"}
+    line = ["train", "translation", *pairs, "--out", tmp_path / "out", *(places.get(each, each) for each in more)]
+    assert told in told_by(capsys, 2, *line)
+    assert not (tmp_path / "out").exists()

@@ -158,6 +158,7 @@ def test_the_python_api_in_a_few_lines(table, tmp_path):
         assert len(list(recipes.look(recipes.Own(run), table, runtime).rows())) == 2
 
 
+@pytest.mark.slow
 def test_demo_trains_for_each_task_and_can_be_called_again(tmp_path, monkeypatch, capsys):
     def few(source):
         lines = source.read_text(encoding="utf-8").splitlines()

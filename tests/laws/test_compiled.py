@@ -8,9 +8,9 @@ from torch.export import Dim
 import headwise
 from headwise import Alibi, Mask, RelativeBias, Statistics
 from headwise.kernels import fused
-from tests.laws.cases import BACKENDS
+from tests.conftest import slow
 
-backends = pytest.mark.parametrize("backend", BACKENDS)
+backends = pytest.mark.parametrize("backend", ["native", "fused", *slow("reference")])
 ALL = Statistics(True, True, True, True, True, 2, True, True, True, 1, True, 3, 2)
 CROSSING = (7, 5), (fused.FEW_KEYS + 3, fused.FEW_KEYS + 9)
 """Numbers of queries and keys on either side of the length from which on the fused operation is taken."""
@@ -29,7 +29,7 @@ def everything(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, backe
     return output, *(x.masked_fill(x == -torch.inf, 0) for x in held)
 
 
-@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "native", "fused"])
+@backends
 def test_a_compiled_call_is_an_eager_one_at_every_size(backend):
     torch.compiler.reset()
     compiled = torch.compile(everything, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import headwise
 from headwise import Alibi, Mask, RelativeBias, Statistics
+from tests.conftest import slow
 
 LENGTH, SAMPLES, HEADS, WIDTH = 4096, 2, 1, 8
 ALL = Statistics(True, True, True, True, True, 4, True, True, True, 8, True, 64, 4)
@@ -61,7 +62,10 @@ def run(settings: dict[str, Any], dtype: torch.dtype, backend: str = "fused", le
     (total if dtype == torch.bfloat16 else total + seen.entropy_BHQ.sum()).backward()
 
 
-@pytest.mark.parametrize("name", CALLS)
+SLOW = ("segments", "alibi", "relative", "dropout")
+
+
+@pytest.mark.parametrize("name", [*[name for name in CALLS if name not in SLOW], *slow(*SLOW)])
 def test_no_tensor_holds_the_weights_of_a_head(name):
     largest = largest_of(lambda: run(CALLS[name](), torch.float32))
     assert largest >= SAMPLES * HEADS * LENGTH * WIDTH * 4, "nothing was seen"

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.kernels import tritonic
+from tests.conftest import slow
 from tests.laws import dense
 from tests.laws.cases import THROUGH, arriving, calls
 from tests.laws.checks import INDICES, Judge, assert_complete, assert_law_1, gap, largest, run
@@ -84,6 +85,7 @@ def test_what_nobody_sees_changes_nothing(examples):
     check(law, examples, call=few(fewest=1), number=st.sampled_from((math.nan, math.inf)), through=through)
 
 
+@pytest.mark.slow
 @examples
 def test_a_query_is_untouched_by_keys_that_it_does_not_see(examples):
     def law(call: Call, names: tuple[str, ...], seed: int) -> None:
@@ -120,10 +122,7 @@ SEVERAL_TILES = {
 }
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in SEVERAL_TILES if kind not in {"lengths", "dense"}]
-
-
-@pytest.mark.parametrize("kind", ["lengths", "dense", *SLOW])
+@pytest.mark.parametrize("kind", ["lengths", *slow(*(kind for kind in SEVERAL_TILES if kind != "lengths"))])
 def test_several_tiles_equal_the_reference(kind):
     torch.manual_seed(2)
     query, key, value = torch.randn(1, 2, 41, 19), torch.randn(1, 1, 53, 19), torch.randn(1, 1, 53, 5)

@@ -113,10 +113,8 @@ def test_token_types_are_told_apart():
     assert not torch.allclose(encoder(tokens, LENGTH, torch.ones_like(tokens)), first)
 
 
-SLOW = [pytest.param(positions, marks=pytest.mark.slow) for positions in ("learned", "rotary", "relative")]
-
-
-@pytest.mark.parametrize("positions", ["alibi", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", ["alibi", "learned", "rotary", "relative"])
 def test_a_classifier_compiles_without_a_break(positions):
     model, tokens = classifier(replace(SMALL, positions=positions), "attention"), texts()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)

@@ -44,6 +44,7 @@ def model(request):
     return build(**VARIANTS[request.param])
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_an_eager_one():
     torch.compiler.reset()
     model = build()

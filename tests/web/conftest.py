@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 from headwise import Classifier, ClassifierConfig, EncoderConfig, Seq2Seq, Seq2SeqConfig, save
 from headwise.contracts.files import write_whole
 from headwise.recipes import Run
-from headwise.recipes.config import resolve, written_run
+from headwise.recipes.config import written_run
+from headwise.recipes.resolve import resolve
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import start

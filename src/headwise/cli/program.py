@@ -98,15 +98,14 @@ def _add_train(commands: Any) -> None:
     parser = command(commands, "train", _train, "train a model on your own texts", example)
     parser.add_argument(
         "task",
-        choices=("sentiment", "translation", "summarization"),
         metavar="TASK",
-        help="sentiment, translation or summarization",
+        help="sentiment, translation or summarization; of a pretrained writer also one in its config",
     )
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the model; a tenth of the data by default")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
-        "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:FOLDER or HUB_ID"
+        "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:RUN, FOLDER or HUB_ID"
     )
     parser.add_argument("--vectors", metavar="FILE", help="word vectors to begin from, or glove")
     parser.add_argument(

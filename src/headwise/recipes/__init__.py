@@ -18,7 +18,7 @@ with start() as runtime:
 from headwise.recipes.aligning import WordLinks, align_texts, read_aligner, save_aligner
 from headwise.recipes.answers import write_answers
 from headwise.recipes.compare import Compared, compare, table_of, write_comparison
-from headwise.recipes.config import RunConfig, resolve
+from headwise.recipes.config import RunConfig
 from headwise.recipes.demo import demo
 from headwise.recipes.describe import describe
 from headwise.recipes.doctor import doctor
@@ -29,6 +29,7 @@ from headwise.recipes.plans import Plan
 from headwise.recipes.pretrained import open_any
 from headwise.recipes.prune import Limit, further, parameters, plan_heads, prune, share, train_on
 from headwise.recipes.report import report
+from headwise.recipes.resolve import resolve
 from headwise.recipes.run import Run, check_out, open_run, with_data
 from headwise.recipes.score import learned_scores, mean_loss, score
 from headwise.recipes.significance import significance

@@ -1,9 +1,8 @@
-"""Hold all settings of a run, and put them together from defaults, a TOML file and the command line."""
+"""Hold all settings of a run, and keep them beside its model."""
 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,22 +10,14 @@ from typing import Any, Literal
 
 from headwise.contracts import settings
 from headwise.errors import ConfigError, InputError
-from headwise.models import ClassifierConfig, preset
-from headwise.recipes.pair_config import PairConfig, pair_defaults
+from headwise.models import ClassifierConfig
+from headwise.recipes.pair_config import PRETRAINED, PairConfig
 from headwise.tasks.sentiment import SentimentSettings
 from headwise.training import TrainingConfig
 
-__all__ = ["PRETRAINED", "AnyConfig", "RunConfig", "changed", "read_run", "resolve", "written_run"]
+__all__ = ["AnyConfig", "RunConfig", "changed", "config_of", "read_run", "written_run"]
 
-PRETRAINED = "pretrained:"
-_FREE = ("head_dropout",)
-"""Settings of a pretrained encoder that may be changed."""
 _FORMAT = 1
-
-_FROM_NOTHING = {"training": {"passes": 12, "learning_rate": 1e-3, "batch_tokens": 2048, "label_smoothing": 0.1}}
-_FROM_PRETRAINED = {
-    "training": {"passes": 4, "learning_rate": 5e-5, "batch_tokens": 1024, "weight_decay": 0.01, "label_smoothing": 0.1}
-}
 
 
 @dataclass(frozen=True)
@@ -70,52 +61,18 @@ class RunConfig:
 
 AnyConfig = RunConfig | PairConfig
 
-_KINDS: dict[str, type[Any]] = {"sentiment": RunConfig, "translation": PairConfig, "summarization": PairConfig}
+_CONFIGS: dict[str, type[Any]] = {"sentiment": RunConfig, "translation": PairConfig, "summarization": PairConfig}
 
 
-def resolve(
-    task: str,
-    *,
-    size: str | None = None,
-    init: str | None = None,
-    file: Path | None = None,
-    given: Mapping[str, Any] | None = None,
-    overrides: Sequence[str] = (),
-) -> AnyConfig:
-    """Put settings together; what comes later wins: defaults, the size, a TOML file, `given`, overrides.
-
-    Args:
-        task: what the model is for.
-        size: tiny, small or base: how large a model is that begins from nothing; tiny where left out.
-        init: what it begins from, as in `RunConfig`.
-        file: a TOML file with any of the settings.
-        given: the same as nested tables.
-        overrides: `section.name=value`, as on the command line.
+def config_of(task: str) -> type[Any]:
+    """Give the settings class of a task.
 
     Raises:
-        ConfigError: with a line for every setting that cannot be.
-
-    Example:
-        >>> resolve("sentiment", overrides=["training.passes=2"]).training.passes
-        2
+        ConfigError: for a task that is none.
     """
-    tables = [{"task": task}, _read_toml(file) if file is not None else {}, dict(given or {})]
-    if init is not None:
-        tables.append({"init": init})
-    merged = _merged(tables)
-    for each in overrides:
-        merged = settings.override(merged, each)
-    if task not in _KINDS or merged["task"] != task:
-        known = ", ".join(_KINDS)
-        raise ConfigError(f"the task must be one of {known}, and the file's; got {task!r} and {merged['task']!r}.")
-    if _KINDS[task] is PairConfig:
-        return settings.read(PairConfig, _merged([pair_defaults(merged, size), merged]))
-    if str(merged.get("init", "random")).startswith(PRETRAINED):
-        config = settings.read(RunConfig, _merged([_FROM_PRETRAINED, merged]))
-        _refuse_fixed(merged, size)
-        return config
-    defaults = {**_FROM_NOTHING, "model": {"encoder": preset(size or "tiny")}}
-    return settings.read(RunConfig, _merged([defaults, merged]))
+    if task not in _CONFIGS:
+        raise ConfigError(f"the task must be one of {', '.join(_CONFIGS)}; got {task!r}. See `headwise train --help`.")
+    return _CONFIGS[task]
 
 
 def changed(config: AnyConfig, overrides: Sequence[str]) -> AnyConfig:
@@ -129,41 +86,8 @@ def changed(config: AnyConfig, overrides: Sequence[str]) -> AnyConfig:
         if not each.startswith("training."):
             raise ConfigError(f"a model that is there takes settings of `training` only; got {each!r}. Leave it out.")
         held = settings.override(held, each)
-    return settings.read(_KINDS[config.task], held)
-
-
-def _refuse_fixed(given: Mapping[str, Any], size: str | None) -> None:
-    """Refuse to change what a pretrained encoder decides."""
-    encoder = given.get("model", {}).get("encoder", {})
-    fixed = ["size"] if size is not None else []
-    fixed += ["data.tokenizer"] if given.get("data", {}).get("tokenizer") else []
-    fixed += [f"model.encoder.{name}" for name in encoder if name not in _FREE]
-    if fixed:
-        raise ConfigError(
-            f"a pretrained encoder must keep its own tokenizer and sizes; got `{'`, `'.join(fixed)}`. "
-            "Leave that out, or begin from random."
-        )
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"`{path}` must be a TOML file of settings; got: {error.strerror}. Check the path."
-        ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"`{path}` must be a TOML file of settings; got: {error}. See examples/.") from error
-
-
-def _merged(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Lay tables over each other, section by section."""
-    merged: dict[str, Any] = {}
-    for table in tables:
-        for name, value in table.items():
-            old = merged.get(name)
-            merged[name] = _merged([old, value]) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+    found: AnyConfig = settings.read(config_of(config.task), held)
+    return found
 
 
 def written_run(config: AnyConfig) -> bytes:
@@ -187,9 +111,9 @@ def read_run(folder: Path) -> AnyConfig:
         raise InputError(f"{path} must hold the settings of a run; got: {error}. It is torn: train again.") from error
     if not isinstance(held, dict) or held.pop("format", None) != _FORMAT:
         raise InputError(f"{path} must have format {_FORMAT}; got another. Use the version of headwise that wrote it.")
-    kind = _KINDS.get(str(held.get("task")))
+    kind = _CONFIGS.get(str(held.get("task")))
     if kind is None:
-        tasks, task = ", ".join(_KINDS), held.get("task")
+        tasks, task = ", ".join(_CONFIGS), held.get("task")
         raise InputError(f"{path} must be of a task in {tasks}; got {task!r}. Use the version that wrote it.")
     config: AnyConfig = settings.read(kind, held)
     return config

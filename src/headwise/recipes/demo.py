@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwise.data import pairs, reports, reviews
-from headwise.recipes.config import AnyConfig, resolve
+from headwise.recipes.config import AnyConfig
 from headwise.recipes.evaluate import evaluate, line, predict_texts
 from headwise.recipes.report import report
+from headwise.recipes.resolve import resolve
 from headwise.recipes.run import open_run, was_begun
 from headwise.recipes.subjects import Own
 from headwise.recipes.train import plan, train

@@ -11,7 +11,9 @@ from headwise.tasks.decoding import Decoding
 from headwise.tasks.pairs import PairSettings
 from headwise.training import TrainingConfig
 
-__all__ = ["PairConfig", "pair_defaults"]
+__all__ = ["PRETRAINED", "PairConfig", "pair_defaults"]
+
+PRETRAINED = "pretrained:"
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class PairConfig:
 
     task: Literal["translation", "summarization"] = "translation"
     """What the model is for."""
-    init: Literal["random", "vectors", "pretrained"] = "random"
-    """What the model begins from: random numbers, or word vectors; `pretrained` marks one read from Transformers."""
+    init: str = "random"
+    """What the model begins from: random, vectors, pretrained:RUN, pretrained:FOLDER or pretrained:HUB_ID, where FOLDER
+    and HUB_ID are a Marian, BART or T5; `pretrained` marks one of these that was not trained here."""
     vectors: str = ""
     """File of word vectors, or glove; for init = "vectors"."""
     frozen_passes: int = 0
@@ -39,6 +42,8 @@ class PairConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each value that cannot be."""
+        if self.init not in ("random", "vectors", "pretrained") and not self.init.startswith(PRETRAINED):
+            yield f"`init` must be random, vectors or {PRETRAINED}NAME; got {self.init!r}. Leave it out for random."
         if (self.init == "vectors") != bool(self.vectors):
             yield f'`vectors` goes with init = "vectors"; got {self.vectors!r} and {self.init!r}. Set both or neither.'
         if self.frozen_passes < -1:

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from headwise.errors import InputError
-from headwise.models import locate
+from headwise.models import Seq2Seq, load_seq2seq, locate
 from headwise.models.checkpoint import CONFIG, read_config
 from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.run import Run, open_run
 from headwise.tasks.pairs import PairSettings
-from headwise.tasks.pretrained_pairs import load_pretrained_pairs
+from headwise.tasks.pretrained_pairs import load_pretrained_pairs, pair_tokenizer
+from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import TrainingConfig
 
-__all__ = ["check_task", "open_any", "pretrained_run"]
+__all__ = ["check_task", "open_any", "open_writer", "pretrained_run"]
 
 
 def open_any(name: str | Path, *, task: str | None = None) -> Run:
@@ -28,15 +29,40 @@ def open_any(name: str | Path, *, task: str | None = None) -> Run:
     Raises:
         InputError: when there is none, or it is of another architecture or task.
     """
-    folder = Path(name)
-    # A mistyped path beside folders that exist is no name on the hub.
-    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not folder.parent.exists():
-        folder = locate(str(name))
-    if (folder / "run.json").is_file() or not (folder / CONFIG).is_file() or "model_type" not in read_config(folder):
+    folder = _found(name)
+    if not _is_theirs(folder):
         run = open_run(folder)
         check_task(task, run.config.task, folder)
         return run
     return pretrained_run(folder, task)
+
+
+def open_writer(name: str | Path) -> tuple[Seq2Seq, Tokenizer]:
+    """Read the model of what `open_any` opens, and its tokenizer, whatever they are used for.
+
+    Raises:
+        InputError: when there is none, or it is of another architecture, or writes nothing.
+    """
+    folder = _found(name)
+    if _is_theirs(folder):
+        return load_seq2seq(folder), pair_tokenizer(folder)
+    run = open_run(folder)
+    if not isinstance(run.model, Seq2Seq):
+        raise InputError(f"{folder} must hold a model that writes; got a {type(run.model).__name__}. Take another.")
+    return run.model, run.tokenizer
+
+
+def _found(name: str | Path) -> Path:
+    """Give the folder of a name, which may be one on the hub; a mistyped path beside folders that exist is none."""
+    folder = Path(name)
+    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not folder.parent.exists():
+        return locate(str(name))
+    return folder
+
+
+def _is_theirs(folder: Path) -> bool:
+    held = not (folder / "run.json").is_file() and (folder / CONFIG).is_file()
+    return held and "model_type" in read_config(folder)
 
 
 def check_task(asked: str | None, task: str, name: str | Path) -> None:

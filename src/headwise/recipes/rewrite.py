@@ -22,8 +22,9 @@ from headwise.recipes.aligning import WordLinks, align_texts
 from headwise.recipes.batches import batches_of_pass, checked_texts, cut_rows, in_batches, in_order
 from headwise.recipes.beginnings import Freeze, put, vectors_of
 from headwise.recipes.cards import Card
-from headwise.recipes.pair_config import PairConfig
+from headwise.recipes.pair_config import PRETRAINED, PairConfig
 from headwise.recipes.plans import Plan, Save, Unanswered, check_dev
+from headwise.recipes.pretrained import open_writer
 from headwise.recipes.run import Run
 from headwise.tasks.align import Aligner
 from headwise.tasks.data import Table
@@ -102,10 +103,8 @@ def _model(held: Plan | Run) -> Seq2Seq:
 
 def plan(source: Source, config: PairConfig, *, quiet: bool = False) -> Plan:
     """Read the data and build the model; vocabulary, tokens at the ends and the width of vectors are filled in."""
-    if config.init == "pretrained":
-        raise ConfigError(
-            "`init` must be random or vectors in training; got pretrained. `headwise prune` trains those."
-        )
+    if config.init.startswith("pretrained"):
+        return _going_on(source, config, quiet=quiet)
     torch.manual_seed(config.training.seed)
     prepared = prepare_pairs(source, config.data, _TASKS[config.task], quiet=quiet)
     check_dev(prepared.examples)
@@ -115,11 +114,36 @@ def plan(source: Source, config: PairConfig, *, quiet: bool = False) -> Plan:
     model = Seq2Seq(_fitting(config, tokenizer, width))
     if vectors is not None:
         put(vectors, model.encoder.tokens, frozen=config.frozen_passes == -1)
-    counts = ", ".join(f"{len(held)} {name}" for name, held in prepared.examples.items())
-    parameters = sum(each.numel() for each in model.parameters())
-    _log.info("%s pairs; %d tokens; %s parameters", counts, tokenizer.size, f"{parameters:,}")
-    _tell_cut(train, config)
-    return Plan(replace(config, model=model.config), prepared, model)
+    planned = Plan(replace(config, model=model.config), prepared, model)
+    _tell(planned)
+    return planned
+
+
+def _going_on(source: Source, config: PairConfig, *, quiet: bool) -> Plan:
+    """Begin from a model that writes already, with its tokenizer."""
+    name = config.init.removeprefix(PRETRAINED)
+    if name == config.init:
+        raise ConfigError(f"`init` must name what is trained further; got {name}. Write {PRETRAINED}FOLDER.")
+    longest, most = max(config.data.max_source, config.data.max_target), config.model.encoder.max_positions
+    if longest > most:
+        raise ConfigError(f"`data.max_source` and `data.max_target` must be at most {most} here; got {longest}.")
+    begun, tokenizer = open_writer(name)
+    torch.manual_seed(config.training.seed)
+    model = Seq2Seq(config.model)
+    model.load_state_dict(begun.state_dict())
+    planned = again(Run(config, model, tokenizer), source, quiet=quiet)
+    check_dev(planned.prepared.examples)
+    _tell(planned)
+    return planned
+
+
+def _tell(planned: Plan) -> None:
+    """Log how much there is of everything."""
+    examples: Any = planned.prepared.examples
+    counts = ", ".join(f"{len(held)} {name}" for name, held in examples.items())
+    parameters = sum(each.numel() for each in planned.model.parameters())
+    _log.info("%s pairs; %d tokens; %s parameters", counts, planned.prepared.tokenizer.size, f"{parameters:,}")
+    _tell_cut(examples["train"], _config(planned))
 
 
 def _fitting(config: PairConfig, tokenizer: Tokenizer, width: int | None) -> Seq2SeqConfig:
