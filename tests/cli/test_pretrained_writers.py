@@ -245,3 +245,12 @@ def test_what_cannot_be_trained_further_is_told(several, run, pairs, tmp_path, c
     line = ["train", "translation", *pairs, "--out", tmp_path / "out", *(places.get(each, each) for each in more)]
     assert told in told_by(capsys, 2, *line)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [("chat", []), ("translation_en_to_de", []), ("sentiment_of_films", ["--init", "pretrained:minilm"])],
+)
+def test_a_task_of_nobody_is_told(tmp_path, capsys, task, more):
+    told = told_by(capsys, 2, "train", task, "--data", "x.tsv", "--out", tmp_path / "out", *more)
+    assert f"the task must be one of sentiment, translation, summarization; got '{task}'" in told

@@ -66,7 +66,9 @@ def resolve(
         merged = settings.override(merged, each)
     init = str(merged.get("init", ""))
     pretrained = init.startswith(PRETRAINED)
-    kind = config_of(task if pretrained else purpose)
+    kind = config_of(task)
+    if not (pretrained and kind is PairConfig):
+        config_of(purpose)  # nothing but a pretrained writer names tasks of its own
     if merged["task"] != task:
         raise ConfigError(f"the task must be that of the file, {merged['task']}; got {task}. Choose one of the two.")
     if pretrained:
@@ -84,7 +86,7 @@ def resolve(
 def _going_on(init: str, purpose: str) -> dict[str, Any]:
     """Give the settings of a pretrained writer, as one that is trained further has them."""
     held = asdict(open_any(init.removeprefix(PRETRAINED), task=purpose).config)
-    return {**held, "training": _FURTHER}
+    return {**held, "vectors": "", "frozen_passes": 0, "training": _FURTHER}
 
 
 def _refuse_fixed(kind: type[Any], given: Mapping[str, Any], size: str | None) -> None:
