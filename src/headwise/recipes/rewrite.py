@@ -126,7 +126,7 @@ def _going_on(source: Source, config: PairConfig, *, quiet: bool) -> Plan:
         raise ConfigError(f"`init` must name what is trained further; got {name}. Write {PRETRAINED}FOLDER.")
     longest, most = max(config.data.max_source, config.data.max_target), config.model.encoder.max_positions
     if longest > most:
-        raise ConfigError(f"`data.max_source`, `data.max_target` must be at most {most} here; got {longest}. Lower them.")
+        raise ConfigError(f"`data.max_source` and `max_target` must be at most {most} here; got {longest}. Lower them.")
     begun, tokenizer = open_writer(name)
     torch.manual_seed(config.training.seed)
     model = Seq2Seq(config.model)
