@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headwise
-from tests.conftest import slow
 from tests.laws import dense
 from tests.laws.cases import BACKENDS, DTYPES, THROUGH, TILINGS, arriving, calls, tiled
 from tests.laws.checks import INDICES, assert_complete, assert_law_1, gap, largest, run
@@ -15,11 +14,15 @@ HALVES = (torch.bfloat16, torch.float16)
 tilings = st.sampled_from(list(TILINGS))
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES[:3], *slow(torch.float16)], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [(backend, dtype) for backend in BACKENDS for dtype in DTYPES[: 2 if backend == "native" else 3]]
+    + [pytest.param(backend, torch.float16, marks=pytest.mark.slow) for backend in ("reference", "fused")],
+)
 @given(data=st.data(), tiling=tilings, through=st.sampled_from(THROUGH))
 @settings(max_examples=150)
 def test_a_backend_equals_the_reference(backend, dtype, data, tiling, through):
+    """The native kernel computes float32 and bfloat16 and leaves the others to `fused`, which is tried with them."""
     call = data.draw(calls(dtype))
     given = arriving(call, through)
     with tiled(tiling):
