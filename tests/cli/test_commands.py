@@ -13,6 +13,7 @@ import pytest
 
 from headwise import __version__, load
 from headwise.cli import main
+from headwise.tasks.tokenizer import Tokenizer
 from tests.cli.conftest import TINY, rows_of, trained
 
 ROWS = rows_of(60)
@@ -100,6 +101,19 @@ def test_training_begins_from_vectors(table, tmp_path):
     assert [1.0, 0.5, -1.0] in load(tmp_path / "still").encoder.tokens.table.weight.tolist()
     assert trained(table, tmp_path / "tuned", *later) == 0
     assert [1.0, 0.5, -1.0] not in load(tmp_path / "tuned").encoder.tokens.table.weight.tolist()
+
+
+def test_words_of_the_vectors_are_known_beside_those_of_the_texts(table, tmp_path):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("fine 1 0.5 -1\nexquisite 2 0.5 -1\nwretched 3 0.5 -1\n")
+    assert trained(table, tmp_path / "all", "--vectors", vectors, "--set", "training.passes=1") == 0
+    tokenizer = Tokenizer.load(tmp_path / "all" / "tokenizer.json")
+    ids = tokenizer.encode(["wretched exquisite"], max_tokens=9).ids[0]
+    assert load(tmp_path / "all").encoder.tokens.table.weight[ids].tolist() == [[3.0, 0.5, -1.0], [2.0, 0.5, -1.0]]
+    room = ("--set", f"data.tokenizer.vocabulary={tokenizer.size - 1}", "--set", "training.passes=1")
+    assert trained(table, tmp_path / "one", "--vectors", vectors, *room) == 0
+    known = set(Tokenizer.load(tmp_path / "one" / "tokenizer.json").vocabulary)
+    assert {"exquisite", "wretched"} & known == {"exquisite"}
 
 
 def test_training_takes_several_labels(tmp_path):

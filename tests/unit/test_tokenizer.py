@@ -51,6 +51,15 @@ def test_words_follow_the_penn_treebank(text, words):
     assert cut(text) == (words or text).lower().split()
 
 
+def test_a_vocabulary_of_words_takes_more_as_long_as_there_is_room(tmp_path):
+    more = ["good", "Bad", "don't", "two words", "bad", "well-made", "plot"]
+    trained(["a good film"]).knowing(more, 9).save(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert set(tokenizer.vocabulary[4:7]) == {"a", "good", "film"}
+    assert tokenizer.vocabulary[7:] == ["bad", "well-made"]
+    assert tokenizer.tokens(tokenizer.encode(["A BAD plot"], max_tokens=9).ids[0]) == ["a", "bad", "<unk>"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chinese", ["words", "characters"])
 def test_a_saved_tokenizer_is_the_same(tmp_path, kind, chinese):

@@ -76,6 +76,8 @@ def test_coverage_counts_types_and_running_tokens(tmp_path, caplog):
     assert "4 of 5 tokens of the vocabulary (80.0 %), which are 60.0 % of the running text" in caplog.text
     with pytest.raises(InputError, match="`counts_V` must have 9 numbers; got 1"):
         read_vectors(path, VOCABULARY, counts_V=counts_V[:1], quiet=True)
+    with pytest.raises(InputError, match="vectors for words of the texts; got none"):
+        read_vectors(path, VOCABULARY, counts_V=np.array([0, 5, 0, 0, 0, 0, 0, 0, 5]), quiet=True)
 
 
 def test_what_was_read_is_kept(tmp_path, monkeypatch):

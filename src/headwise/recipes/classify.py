@@ -65,7 +65,7 @@ def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
         config = _fitting(config, pretrained)
     tokenizer = Tokenizer.pretrained(str(locate(pretrained))) if pretrained else None
     torch.manual_seed(config.training.seed)
-    prepared = prepare(source, config.data, tokenizer=tokenizer, quiet=quiet)
+    prepared = prepare(source, config.data, tokenizer=tokenizer, vectors=config.vectors, quiet=quiet)
     check_dev(prepared.examples)
     _refuse_other(config, prepared)
     model_config = replace(config.model, classes=prepared.labels.names, multi_label=prepared.labels.several)

@@ -34,7 +34,7 @@ class TokenizerSettings:
     """What tokens are: words (Penn Treebank style), subwords (byte pair encoding), unigram (the likeliest subwords by
     a unigram model, Kudo 2018), or characters."""
     vocabulary: int = 30_000
-    """Most tokens that the vocabulary holds."""
+    """Most tokens that the vocabulary holds; words of a vector file fill what the texts leave of it."""
     min_frequency: int = 1
     """How often a token must be seen to enter the vocabulary."""
     lowercase: bool = True

@@ -17,11 +17,12 @@ from headwise.errors import InputError
 from headwise.tasks.columns import Wanted
 from headwise.tasks.data import Table, open_table, split
 from headwise.tasks.encoding import Tokens, encode_column
-from headwise.tasks.files import key_of
+from headwise.tasks.files import identity, key_of
 from headwise.tasks.labels import Labels
 from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.sources import Source
 from headwise.tasks.tokenizer import Tokenizer
+from headwise.tasks.vectors import vectors_file, words_of
 
 __all__ = ["Prepared", "SentimentSettings", "TextExamples", "encode", "open_texts", "prepare"]
 
@@ -138,6 +139,7 @@ def prepare(
     settings: SentimentSettings,
     *,
     tokenizer: Tokenizer | None = None,
+    vectors: str = "",
     cache: Path | None = None,
     quiet: bool = False,
 ) -> Prepared:
@@ -145,6 +147,8 @@ def prepare(
 
     Args:
         tokenizer: that of a pretrained model; left out, one is trained on the train split.
+        vectors: where the model begins from word vectors, their source: words that it knows and the train split lacks
+            fill what `tokenizer.vocabulary` leaves, so that a text is read by more than the words of training.
 
     Raises:
         InputError: for data that nothing can be learned from, or that has labels outside the train split only.
@@ -157,19 +161,22 @@ def prepare(
         told = f"none of {len(table)}: equal texts stay together"
         raise InputError(f"`train` must get a row; got {told}. Check `--text-column`, or name a file for each split.")
     if tokenizer is None:
-        tokenizer = _learned(table, settings, cache or cache_folder())
+        tokenizer = _learned(table, settings, vectors, cache or cache_folder(), quiet=quiet)
     examples = encode(table, tokenizer, settings, labels=labels, cache=cache, quiet=quiet)
     return Prepared(table, tokenizer, labels, {name: examples.select(rows) for name, rows in table.splits.items()})
 
 
-def _learned(table: Table, settings: SentimentSettings, cache: Path) -> Tokenizer:
+def _learned(table: Table, settings: SentimentSettings, vectors: str, cache: Path, *, quiet: bool) -> Tokenizer:
     """Train a tokenizer on the train split, or load it where the same was done before."""
-    cut = [settings.dev, settings.test, settings.split_seed]
-    path = cache / "tokenizers" / f"{key_of(_VERSION, table.key, cut, asdict(settings.tokenizer))}.json"
+    cut, how = [settings.dev, settings.test, settings.split_seed], settings.tokenizer
+    source = identity(vectors_file(vectors)) if vectors and how.kind == "words" else None
+    path = cache / "tokenizers" / f"{key_of(_VERSION, table.key, cut, asdict(how), source)}.json"
     if path.exists():
         return Tokenizer.load(path)
     texts = table.texts("text", table.rows("train"))
-    tokenizer = Tokenizer.train(chain.from_iterable(texts), settings.tokenizer)
+    tokenizer = Tokenizer.train(chain.from_iterable(texts), how)
+    if source is not None:
+        tokenizer = tokenizer.knowing(words_of(vectors, quiet=quiet), how.vocabulary)
     tokenizer.save(path)
     return tokenizer
 

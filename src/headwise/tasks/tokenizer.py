@@ -70,6 +70,31 @@ class Tokenizer:
             )
         return tokenizer
 
+    def knowing(self, words: Iterable[str], most: int) -> Tokenizer:
+        """Add words to a vocabulary of words, as long as it holds fewer than `most` tokens.
+
+        Args:
+            words: the first come first; those that a text never holds, as they would be cut or written in small
+                letters, are left out.
+            most: most tokens of the vocabulary.
+        """
+        held = self.inner.get_vocab()
+        for word in words:
+            if len(held) >= most:
+                break
+            if word not in held and self._leaves(word):
+                held[word] = len(held)
+        inner = need("tokenizers").Tokenizer.from_str(self.json)
+        inner.model = need("tokenizers.models").WordLevel(held, unk_token=UNKNOWN)
+        return Tokenizer(inner)
+
+    def _leaves(self, word: str) -> bool:
+        """Tell whether a word goes through what comes before the vocabulary as it is."""
+        normalizer, cutter = self.inner.normalizer, self.inner.pre_tokenizer
+        given = _prepared(word, self._cuts_chinese)
+        written = given if normalizer is None else normalizer.normalize_str(given)
+        return written == word and [piece for piece, _ in cutter.pre_tokenize_str(word)] == [word]
+
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
         """Load a tokenizer.json.

@@ -24,8 +24,8 @@ _LONGEST_LINE, _LONGEST_WORD = 2**20, 2**12
 _TRIED = 50
 
 
-def rows_of(path: Path, sought: Collection[bytes], *, quiet: bool = False) -> Iterator[Row]:
-    """Give word and numbers of each row whose word is sought, in the file's order.
+def rows_of(path: Path, sought: Collection[bytes] | None = None, *, quiet: bool = False) -> Iterator[Row]:
+    """Give word and numbers of each row whose word is sought, or of every row, in the file's order.
 
     Text rows are parsed from the right, because some words hold spaces. A row, in messages, is a line of a text file
     and the place of a vector in a binary one, counted from 1.
@@ -80,14 +80,14 @@ class _Text:
     first: int
     """Line of the first row."""
 
-    def rows(self, lines: Iterator[bytes], sought: Collection[bytes], width: int | None) -> Iterator[Row]:
+    def rows(self, lines: Iterator[bytes], sought: Collection[bytes] | None, width: int | None) -> Iterator[Row]:
         tried = list(islice(lines, _TRIED))
         width = width or self._usual_width(tried)
         number = self.first - 1
         for number, given in enumerate(chain(tried, lines), self.first):
             line = given.rstrip(b" \r")
             word = line.partition(b" ")[0] if line.count(b" ") == width else self._word(number, line, width)
-            if word in sought:
+            if sought is None or word in sought:
                 yield word, self._numbers(number, line[len(word) :].split(b" ")[1:])
         read = number - self.first + 1
         if self.count is not None and read < self.count:
@@ -134,7 +134,7 @@ class _Binary:
     width: int
     count: int
 
-    def rows(self, blocks: Iterator[bytes], sought: Collection[bytes]) -> Iterator[Row]:
+    def rows(self, blocks: Iterator[bytes], sought: Collection[bytes] | None) -> Iterator[Row]:
         held, at, size = b"", 0, 4 * self.width
         for number in range(1, self.count + 1):
             while (space := held.find(b" ", at)) < 0 or space + 1 + size > len(held):
@@ -149,7 +149,7 @@ class _Binary:
                 held, at = held[at:] + block, 0
             word = held[at:space].lstrip(b"\n")
             at = space + 1 + size
-            if word in sought:
+            if sought is None or word in sought:
                 values = np.frombuffer(held[space + 1 : at], "<f4").astype(np.float32)
                 if not np.isfinite(values).all():
                     raise InputError(f"{self.path}, row {number} must hold finite numbers; got nan or inf. {_FETCH}")

@@ -18,11 +18,12 @@ from headwise.tasks.extras import need
 from headwise.tasks.files import identity, key_of, written
 from headwise.tasks.vector_files import Row, rows_of
 
-__all__ = ["Coverage", "Vectors", "read_vectors"]
+__all__ = ["Coverage", "Vectors", "read_vectors", "vectors_file", "words_of"]
 
 _log = logging.getLogger("headwise")
 
 _VERSION = 1
+_PACKAGED = "glove"
 _SPECIAL = range(4)
 _BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
 
@@ -82,23 +83,48 @@ def read_vectors(
     Raises:
         InputError: with file and row of what cannot be read.
     """
-    packaged = source == "glove"
-    path = _glove_folder() / "glove_6B_50d_emb.npy" if packaged else Path(source).expanduser()
-    if not path.is_file():
-        told = "no file" if path.exists() else "not there"
-        raise InputError(f"the vectors must be a file, or `glove`; got `{source}`, which is {told}. Check the path.")
+    path = vectors_file(source)
     kept = (cache or cache_folder()) / "vectors" / f"{key_of(_VERSION, identity(path), list(vocabulary))}.npy"
     if not kept.exists():
         names = [[] if id_ in _SPECIAL else _names(token) for id_, token in enumerate(vocabulary)]
         sought = {name for each in names for name in each}
-        rows = _glove_rows(path, sought) if packaged else rows_of(path, sought, quiet=quiet)
+        rows = _rows(source, sought, quiet=quiet)
         with written(kept) as file:
             np.save(file, _matrix(rows, names, path))
     matrix_VM = np.load(kept)
     found_V = matrix_VM.any(1)
     coverage = _coverage(found_V, counts_V)
+    if coverage.running and not coverage.running_found:
+        raise InputError(f"{path} must hold vectors for words of the texts; got none. Check language and format.")
     _log.info("%s: %s", source, coverage)
     return Vectors(matrix_VM, found_V, coverage)
+
+
+def vectors_file(source: str | Path) -> Path:
+    """Find the file of a source, as `read_vectors` takes it.
+
+    Raises:
+        InputError: where there is none.
+    """
+    path = _glove_folder() / "glove_6B_50d_emb.npy" if source == _PACKAGED else Path(source).expanduser()
+    if not path.is_file():
+        told = "no file" if path.exists() else "not there"
+        raise InputError(f"the vectors must be a file, or `glove`; got `{source}`, which is {told}. Check the path.")
+    return path
+
+
+def words_of(source: str | Path, *, quiet: bool = False) -> Iterator[str]:
+    """Give the words of a source, as `read_vectors` takes it, in its order: by custom the most frequent first.
+
+    Raises:
+        InputError: with file and row of what cannot be read.
+    """
+    return (word.decode(errors="replace") for word, _ in _rows(source, quiet=quiet))
+
+
+def _rows(source: str | Path, sought: Collection[bytes] | None = None, *, quiet: bool) -> Iterator[Row]:
+    path = vectors_file(source)
+    return _glove_rows(path, sought) if source == _PACKAGED else rows_of(path, sought, quiet=quiet)
 
 
 def _names(token: str) -> list[bytes]:
@@ -137,12 +163,13 @@ def _glove_folder() -> Path:
     return Path(folder)
 
 
-def _glove_rows(path: Path, sought: Collection[bytes]) -> Iterator[Row]:
+def _glove_rows(path: Path, sought: Collection[bytes] | None) -> Iterator[Row]:
     """Read GloVe from its package: an array of rows, and a Parquet file with the word of each."""
     words = need("pyarrow.parquet").read_table(path.with_name("glove_6B_index.parquet"))["index"].to_pylist()
     rows = np.load(path, mmap_mode="r")
     if len(words) != len(rows):
         raise InputError(f"{path} must have a row for each word; got {len(rows)} for {len(words)}. Install it again.")
     for row, word in enumerate(words):
-        if (name := word.encode()) in sought:
+        name = word.encode()
+        if sought is None or name in sought:
             yield name, np.array(rows[row], np.float32)
