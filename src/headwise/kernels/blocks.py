@@ -280,7 +280,7 @@ def scores(problem: Problem, tile: Tile) -> Tensor:
     """
     query_BHQD, key_BGKD = problem.query_BHQD[:, :, tile.rows], problem.key_BGKD[:, :, tile.keys]
     query_NQD, key_NDK = stacked(query_BHQD, key_BGKD.shape[1]), key_BGKD.flatten(0, 1).transpose(1, 2)
-    # A product may scale each number before it sums them, and float64 would show how log2(e) rounds: there it comes after.
+    # A product may scale numbers before it sums them; float64 would show how log2(e) rounds, so it comes after there.
     late = query_NQD.dtype == torch.float64
     scores_NQK = product(query_NQD, key_NDK, problem.scale * (1.0 if late else LOG2_E))
     scores_BHQK = (scores_NQK.mul_(LOG2_E) if late else scores_NQK).view(*query_BHQD.shape[:3], key_BGKD.shape[2])
