@@ -52,6 +52,21 @@ def test_the_weights_of_a_row_sum_to_one(backend, call, tiling):
     assert torch.equal(found["link_weight"][..., 0], found["peak"])
 
 
+@backends
+@given(call=floats.flatmap(lambda dtype: calls(dtype, bias=False)), through=st.sampled_from((("output",), ("lse",))))
+@settings(max_examples=40)
+def test_a_bias_that_all_keys_share_moves_the_log_sum_exp_alone(backend, call, through):
+    """Its gradient through the weights is a sum of slopes that is zero: not a rounding error of it may be left."""
+    query_BHQD, given = call.query_BHQD, arriving(call, through)
+    found = run(call.but(bias=query_BHQD[..., :1].contiguous()), backend, given)
+    arrived = given["lse"] if "lse" in given else torch.zeros(query_BHQD.shape[:3])
+    wanted = arrived.masked_fill(found["lse"] == -torch.inf, 0)[..., None].to(query_BHQD.dtype)
+    if backend == "reference":
+        assert gap(found["grad_bias"], wanted) <= torch.finfo(query_BHQD.dtype).eps * 8
+    else:
+        assert torch.equal(found["grad_bias"], wanted)
+
+
 @given(call=floats.flatmap(lambda dtype: calls(dtype, dropout=False)), data=st.data())
 @settings(max_examples=60)
 def test_attention_weights_are_those_of_the_definition(call, data):

@@ -156,10 +156,25 @@ def _forward(*arguments: Any) -> list[Tensor]:
 def _backward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments[7:])
     kernel, _ = choose(problem, asked, backend, training=True)
+    given, saved, (bias_needs, *others_need) = Gradients(*arguments[:3]), arguments[3:6], arguments[6]
+    bias = problem.bias_BHQK
+    shared = bias if bias_needs and bias is not None and bias.shape[3] == 1 else None
     with problem.exactly():
-        room = kernel.backward(problem, Gradients(*arguments[:3]), arguments[3:6], tuple(arguments[6]))
+        room = kernel.backward(problem, given, saved, (bias_needs and shared is None, *others_need))
+    if shared is not None:
+        room["bias_BHQK"] = _slope_of_rows(shared, saved[1], given.lse_BHQ)
     found = [(room[name], getattr(problem, name)) for name in _GRADIENTS if name in room]
     return [_laid_out(grad, torch.empty_like(like)) if fixed else grad.to(like.dtype) for grad, like in found]
+
+
+def _slope_of_rows(bias_BHQ1: Tensor, lse_BHQ: Tensor, lse_grad_BHQ: Tensor | None) -> Tensor:
+    """Give the gradient of a bias that is the same for all keys: it moves the log-sum-exp and nothing else.
+
+    Kernels would add up slopes whose sum is zero, and find their rounding errors.
+    """
+    given_BHQ = torch.zeros_like(lse_BHQ) if lse_grad_BHQ is None else lse_grad_BHQ
+    moved_BHQ = torch.where(lse_BHQ == -torch.inf, 0, given_BHQ + lse_BHQ * 0)  # what is NaN stays NaN
+    return moved_BHQ[..., None].sum_to_size(bias_BHQ1.shape)
 
 
 def _output_like(problem: Problem) -> Tensor:
