@@ -220,6 +220,20 @@ def test_a_pretrained_model_is_trained_further(pretrained, pairs, tmp_path, caps
     assert said(capsys, "predict", further, "--text", "w5 w6")
 
 
+def test_a_run_that_began_with_vectors_is_trained_further_without_them(pairs, tmp_path, capsys):
+    vectors, begun = tmp_path / "vectors.txt", tmp_path / "begun"
+    vectors.write_text("".join(f"w{i} {i} 0.5 -1 2\n" for i in range(50)))
+    line = ["train", "summarization", *pairs, *settings("training.passes=1")]
+    words = settings("data.tokenizer.kind=words", "model.encoder.heads=2", "model.decoder.heads=2", "frozen_passes=1")
+    said(capsys, *line, "--out", begun, "--vectors", vectors, *words)
+    vectors.unlink()
+    said(capsys, *line, "--out", tmp_path / "further", "--init", f"pretrained:{begun}")
+    before, after = (recipes.open_run(tmp_path / name).model.state_dict() for name in ("begun", "further"))
+    changed = {name for name, one in before.items() if not torch.equal(one, after[name])}
+    assert changed == set(before), "what was frozen at first is trained as well"
+    assert said(capsys, "predict", tmp_path / "further", "--text", "w5 w6")
+
+
 def test_one_of_several_tasks_is_trained_further(several, pairs, tmp_path, capsys):
     folder, _ = several
     line = ["train", "translation_en_to_de", *pairs, "--init", f"pretrained:{folder}", "--out", tmp_path / "out"]
