@@ -60,7 +60,7 @@ def check_functions(root: Path) -> None:
         if path.name == "compat.py":  # keeps PyTorch's signatures
             continue
         for node in ast.walk(tree):
-            if isinstance(node, Function) and node.name != "attend":
+            if isinstance(node, Function) and node.name not in ("attend", "explain"):  # they take a whole call
                 lines, parameters = function_lines(node), parameter_count(node)
                 if lines > MOST_FUNCTION_LINES or parameters > MOST_PARAMETERS:
                     problems.append(f"{path}:{node.lineno} {node.name}: {lines} lines, {parameters} parameters")

@@ -269,7 +269,8 @@ def attend(call: Call, dtype: torch.dtype = torch.float64, scaled: str = "query"
     weights_BHQK = scores_BHQK.softmax(-1).masked_fill(~visible_BHQK, 0)
     dropped_BHQK = weights_BHQK
     if call.rate > 0:
-        dropped_BHQK = weights_BHQK * keep(call) * (1 / (1 - call.rate) if call.rate < 1 else 0)
+        share = 1 - round(call.rate * 65536) / 65536
+        dropped_BHQK = weights_BHQK * keep(call) * (1 / share if share else 0)
     value_BHKE = call.value_BGKE.to(dtype).repeat_interleave(weights_BHQK.shape[1] // call.value_BGKE.shape[1], 1)
     found = {
         "output": dropped_BHQK @ value_BHKE,

@@ -177,8 +177,10 @@ def test_what_cannot_be_cut_or_shared_is_told(tmp_path):
     save(attach(build(BY_NAME["BERT"])), tmp_path)
     described = json.loads((tmp_path / "headwise.json").read_text())
     for change, told in (
-        ({"format": 9}, "must be of format 1"),
+        ({"format": 9}, "must be JSON of format 1"),
         ({"model": "NoSuchModel"}, "must name a model of transformers"),
+        ({"model": "is_torch_available"}, "must name a model of transformers"),
+        ({"model": "AutoTokenizer"}, "must name a model of transformers"),
         ({"layers": {}}, "must name the layers"),
         ({"layers": {place: {"heads": [7], "kv_heads": 1} for place in described["layers"]}}, "must name heads"),
         ({"layers": {place: {"heads": [0], "kv_heads": 1} for place in described["layers"]}}, "must fit the config"),
@@ -186,3 +188,6 @@ def test_what_cannot_be_cut_or_shared_is_told(tmp_path):
         (tmp_path / "headwise.json").write_text(json.dumps(described | change))
         with pytest.raises(InputError, match=told):
             load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json` must be a file; got none"):
+        load(tmp_path)

@@ -108,6 +108,17 @@ def test_importance_is_the_slope_of_each_example():
             assert scores[HeadId(place, head)] == pytest.approx(float(slope), rel=1e-4)
 
 
+def test_gates_go_where_the_model_is():
+    layer = built().encoder.layers[0].attention.to("meta")
+    with gated(layer, {"attend": torch.zeros(4)}):
+        assert layer(torch.empty(2, 5, 24, device="meta", dtype=torch.float64)).is_meta
+
+
+def test_importance_needs_a_loss_that_runs_the_model():
+    with pytest.raises(InputError, match=r"every attention layer must reach the loss; got no call of \['encoder"):
+        gradient_importance(built(), [0], lambda model, _: model.encoder.tokens.table.weight.sum(1))
+
+
 def test_importance_of_batches_is_that_of_all():
     model = built()
 

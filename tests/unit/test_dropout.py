@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import headwise
 from headwise.kernels.philox import keep_mask, philox
 from tests.laws import dense
 
@@ -45,6 +46,16 @@ def test_the_decisions_of_one_seed_are_fixed():
     ]
     wanted = (torch.tensor(words).reshape(2, 16) >= 32768).int()
     assert torch.equal(kept, wanted)
+
+
+@pytest.mark.parametrize("backend", ["native", "fused", "reference"])
+def test_what_is_kept_grows_by_the_rate_as_it_is_drawn(backend):
+    """At a rate of 0.99999 one word in 65,536 is kept: growing by 1 / 0.00001 would give half as much again."""
+    x = torch.zeros(1, 1, 2048, 1)
+    output = headwise.attend(x, x, x + 1, dropout=headwise.Dropout(0.99999, 1), backend=backend)
+    kept = output / (65536 / 2048)
+    torch.testing.assert_close(kept, kept.round())
+    assert 30 < kept.sum() < 100, "about 64 weights are kept"
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 8, 13])

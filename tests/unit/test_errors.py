@@ -82,6 +82,7 @@ MASKS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         ("5", "-1"),
     ),
     "too many queries": (with_(Mask.lengths(torch.tensor([3, 2]), torch.tensor([4, 0]))), ("3", "4")),
+    "queries counted alone": (with_(Mask(query_length_B=ids[:, 0])), ("`query_length_B`", "`key_length_B`")),
     "negative queries": (with_(Mask.lengths(torch.tensor([3, 2]), torch.tensor([-2, 0]))), ("3", "-2")),
 }
 SETTINGS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -107,6 +108,10 @@ SETTINGS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "rate as text": (with_(dropout="0.1"), ("`dropout`", "'0.1'")),
     "rate with a seed": (with_(dropout=Dropout(2.0, 1)), ("`dropout`", "2.0")),
     "seeds": (with_(dropout=Dropout(0.1, torch.tensor([1, 2]))), ("int64", "(2,)")),
+    "rate as truth": (with_(dropout=True), ("`dropout`", "True")),
+    "seed as a fraction": (with_(dropout=Dropout(0.1, 1.5)), ("int64", "1.5")),
+    "no seed": (with_(dropout=Dropout(0.1, None)), ("int64", "None")),
+    "seed of 65 bits": (with_(dropout=Dropout(0.1, 2**63)), ("int64", str(2**63))),
     "seed of another type": (with_(dropout=Dropout(0.1, torch.tensor(1.0))), ("int64", "torch.float32")),
 }
 
@@ -161,10 +166,11 @@ def test_too_many_weights_are_refused():
     assert attention_weights(query, key, queries=slice(5, 7)).shape == (1, 1, 2, 2**14)
 
 
-def test_a_window_with_steps_is_refused():
+@pytest.mark.parametrize("queries", [slice(0, 3, 2), 3])
+def test_a_window_that_is_no_run_of_queries_is_refused(queries):
     with pytest.raises(InputError) as caught:
-        attention_weights(*tensors()[:2], queries=slice(0, 3, 2))
-    assert_form(str(caught.value), "slice(0, 3, 2)")
+        attention_weights(*tensors()[:2], queries=queries)
+    assert_form(str(caught.value), f"got {queries}")
 
 
 def test_weights_and_explanations_are_checked_alike():

@@ -86,6 +86,12 @@ def test_rows_name_layers_and_heads():
     assert len(str(table).splitlines()) == 5
 
 
+def test_a_layer_is_numbered_by_its_place_and_not_by_a_digit_in_a_name():
+    model = nn.ModuleDict({"wav2vec2": Layers()}).eval()
+    model.forward = model["wav2vec2"].forward
+    assert [row["layer"] for row in table_of(model, texts(5)).rows()] == [0, 0, 1, 1]
+
+
 def test_cross_attention_is_looked_at_without_an_own_position():
     (row, _) = table_of(Looking(), (torch.randn(2, 5, 14), torch.randn(2, 3, 14))).rows()
     assert row["kind"] == "cross"
@@ -107,8 +113,16 @@ def test_json_gives_the_table_back():
     table = table_of(Layers().eval(), texts(11, 7))
     again = HeadTable.from_json(table.to_json())
     assert again.to_json() == table.to_json()
-    with pytest.raises(InputError, match="format 1"):
-        HeadTable.from_json('{"format": 9}')
+    for torn in ('{"format": 9}', '{"format": 1}', "nonsense", "[]"):
+        with pytest.raises(InputError, match=r"a head table must be JSON of format 1; got .*Write it with `to_json`"):
+            HeadTable.from_json(torn)
+
+
+def test_a_table_of_numbers_that_are_none_is_not_written():
+    model, (x, lengths) = Layers().eval(), texts(5)
+    table = table_of(model, (x * torch.nan, lengths))
+    with pytest.raises(InputError, match="a head table must hold finite numbers to be written"):
+        table.to_json()
 
 
 def test_what_cannot_be_observed_is_refused():

@@ -131,6 +131,22 @@ def test_autocast_takes_the_products_down_and_keeps_the_rest():
         torch.testing.assert_close(low, right, rtol=0.1, atol=0.05)
 
 
+def test_autocast_leaves_what_parts_two_readings_in_float32():
+    (hidden, weight, *_), target = drawn(torch.float32)
+    low = torch.cat([hidden, hidden + 0.1 * torch.randn_like(hidden)]).bfloat16()
+    given = low, weight.detach().bfloat16(), target.repeat(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(*given, rdrop=50.0).sum
+    torch.testing.assert_close(found, linear_cross_entropy(*given, rdrop=50.0).sum, rtol=0, atol=0)
+
+
+def test_it_is_differentiated_as_a_function():
+    (hidden, weight, *_), target = drawn()
+    found = torch.func.grad(lambda x: linear_cross_entropy(x, weight, target).sum)(hidden)
+    (expected,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, target).sum, hidden)
+    assert torch.equal(found, expected)
+
+
 def test_without_gradients_none_is_computed(monkeypatch):
     (hidden, weight, *_), target = drawn()
     monkeypatch.setattr(losses._Loss, "slopes", lambda *_: pytest.fail("computed"))
@@ -161,12 +177,18 @@ def test_it_compiles_whole_and_for_any_number_of_tokens():
         (lambda h, w, t: (h[:, :3], w, t), r"shapes \(N, M\), \(V, M\), \(N,\); got states \(23, 3\)"),
         (lambda h, w, t: (h, w, t[:-1]), r"targets \(22,\)"),
         (lambda h, w, t: (h, w, t + 30), "targets must lie in the vocabulary, 0 to 36; got 3"),
+        (lambda h, w, t: (h, w, t.double()), "targets must be whole numbers, int64 or int32; got torch.float64"),
     ],
 )
 def test_what_does_not_fit_is_told(change, told):
     (hidden, weight, *_), target = drawn()
     with pytest.raises(InputError, match=told):
         linear_cross_entropy(*change(hidden, weight, target))
+    for bias in (torch.zeros(1), torch.zeros(N, V)):
+        with pytest.raises(InputError, match=r"`bias_V` must be of shape \(37,\); got \("):
+            linear_cross_entropy(hidden, weight, target, bias_V=bias)
+    with pytest.raises(InputError, match=r"`mixed` must be of shape \(23,\); got \(23, 1\)"):
+        linear_cross_entropy(hidden, weight, target, mixed=(torch.zeros(N), torch.zeros(N, 1)))
     with pytest.raises(InputError, match="two states of each token; got 23"):
         linear_cross_entropy(hidden, weight, target, rdrop=1.0)
     with pytest.raises(InputError, match="`rdrop` must be at least 0 and finite; got -1"):

@@ -136,8 +136,11 @@ def test_a_mask_is_a_tree_of_its_tensors(name):
     ("way", "told"),
     [
         (lambda: Mask.causal("middle"), r'`align` must be "end" or "start"; got \'middle\'. '),
-        (lambda: Mask.window(-1), r"`left` must be at least 0; got -1. "),
-        (lambda: Mask.window(2, -3), r"`right` must be at least 0; got -3. "),
+        (lambda: Mask.window(-1), r"`left` must be a whole number, at least 0; got -1. "),
+        (lambda: Mask.window(2, -3), r"`right` must be a whole number, at least 0; got -3. "),
+        (lambda: Mask.window(1.5), r"`left` must be a whole number, at least 0; got 1.5. "),
+        (lambda: Mask.window(0, "2"), r"`right` must be a whole number, at least 0; got '2'. "),
+        (lambda: Mask.segments(NUMBERS[None]).visible(7, 6), r"cover the queries; got 6 keys and 7 queries. "),
         (lambda: Mask.lengths([3, 2]), r"`keys` must be an integer tensor of shape \(B,\); got \[3, 2\]. "),
         (lambda: Mask.lengths(torch.ones(2)), r"`keys` must be .*; got torch.float32 of shape \(2,\). "),
         (lambda: Mask.lengths(NUMBERS, NUMBERS[None]), r"`queries` must be .*; got torch.int64 of shape \(1, 6\). "),

@@ -25,6 +25,7 @@ from headwise import (
     attend,
     attention_weights,
 )
+from headwise.modules import drop_heads
 
 B, T, K, M, H = 3, 7, 11, 20, 5
 
@@ -121,10 +122,29 @@ def test_cache_select_and_crop():
     torch.testing.assert_close(step, whole, rtol=1e-12, atol=1e-12)
 
 
+def test_cached_steps_train_queries_beside_frozen_keys():
+    layer, cache = MultiHeadAttention(M, H), KeyValueCache()
+    for frozen in (layer.key, layer.value):
+        frozen.requires_grad_(False)
+    x = torch.randn(B, T, M)
+    whole = layer(x, mask=Mask.causal())
+    steps = torch.cat([layer(part, mask=Mask.causal(), cache=cache) for part in x.split(1, 1)], 1)
+    wanted, found = (torch.autograd.grad(y.square().sum(), layer.query.weight)[0] for y in (whole, steps))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_cached_cross_attention_turns_no_query():
+    layer, cache = randomised(MultiHeadAttention(24, 4, rotary=Rotary())).eval(), KeyValueCache()
+    x, context = torch.randn(B, T, 24, dtype=torch.float64), torch.randn(B, K, 24, dtype=torch.float64)
+    steps = [layer(part, context, cache=cache) for part in x.split(1, 1)]
+    torch.testing.assert_close(torch.cat(steps, 1), layer(x, context), rtol=1e-12, atol=1e-12)
+
+
 def test_cache_room_grows_by_doubling():
     cache, rooms = KeyValueCache(), set()
     for _ in range(100):
-        key, value = cache.append(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 6))
+        with torch.no_grad():
+            key, value = cache.append(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 6))
         rooms.add(key.untyped_storage().data_ptr())
     assert key.shape == (1, 2, 100, 4)
     assert value.shape == (1, 2, 100, 6)
@@ -175,6 +195,15 @@ def test_seam_gives_statistics_and_refuses_own_positions_of_cross_attention():
     assert not list(seam.parameters())
     with pytest.raises(InputError, match="Leave out diagonal"):
         seam(q, k, k, statistics=Statistics(next=True), cross=True)
+
+
+def test_weights_are_those_of_the_seams_scale():
+    block, x = AttentionBlock(M, H, dropout=0.0), torch.randn(B, T, M)
+    block.attention.attend.scale = 3.0
+    output, weights = block(x)
+    value = block.attention.split(x)[2]
+    joined = block.attention.join(weights @ value)
+    torch.testing.assert_close(output, block.norm(x + joined))
 
 
 def test_copies_pickles_and_saved_weights_compute_the_same(tmp_path):
@@ -234,11 +263,17 @@ def test_exported_layer_is_free_in_its_sizes():
         (lambda: MultiHeadAttention(M, 5, dropout=1.5), "got 1.5"),
         (lambda: AttentionBlock(M, 3), "got 20 and 3"),
         (lambda: RelativePositions(4, 2), "T5 has 32 and 128"),
+        (lambda: drop_heads(torch.ones(2, 3, 4, 5), 1.5), "`rate` must lie between 0 and 1; got 1.5"),
     ],
 )
 def test_impossible_settings_are_refused(build, told):
     with pytest.raises(ConfigError, match=told):
         build()
+
+
+def test_a_cache_is_not_cropped_below_nothing():
+    with pytest.raises(InputError, match="got -1"):
+        KeyValueCache().crop(-1)
 
 
 def test_inputs_of_another_width_are_refused():

@@ -273,6 +273,16 @@ def test_threads_change_nothing_that_matters(threads, sizes):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_more_threads_than_the_library_takes_are_not_asked_for():
+    before, x = torch.get_num_threads(), torch.randn(1, 2, 5, 8)
+    wanted = attend(x, x, x, backend="native")
+    torch.set_num_threads(2000)
+    try:
+        torch.testing.assert_close(attend(x, x, x, backend="native"), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_several_python_threads_compute_at_once():
     x = tensors(torch.Generator().manual_seed(3), torch.float32, 2, 4, 2, 150, 150, 32, 32)
     alone = attend(*x, Mask.causal(), backend="native")

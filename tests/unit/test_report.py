@@ -156,6 +156,12 @@ def test_a_long_text_is_pooled_and_its_windows_are_exact(settings):
     assert len(shown["closer"][0]["windows"]) == 3
 
 
+@pytest.mark.parametrize("chosen", [("layers.9", 0), ("layers.0.attention.attend", 7)])
+def test_a_head_that_is_not_there_cannot_be_looked_at_closer(chosen):
+    with pytest.raises(InputError, match=f"got {chosen[1]} of '{chosen[0]}'"):
+        drawn(encoder_of(positions="sinusoidal"), 7, closer=[chosen])
+
+
 def exact_of(encoder, tokens_BT, place):
     """Compute the weights that a seam of the encoder gives, shape (H, T, T)."""
     found, seam = [], encoder.get_submodule(place)

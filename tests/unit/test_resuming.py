@@ -2,10 +2,12 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from torch import nn
 
 from benchmarks.toy import TOY, toy_job
 from headwise import HeadwiseError, InputError
-from headwise.training import train
+from headwise.training import checkpoint, train
 from tests.unit.runs import CPU, KilledError, at, check_same_end, kill, states
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +167,36 @@ def test_killed_runs_end_equal():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(": 2 ended equal, 0 did not\n")
+
+
+def test_a_state_saved_again_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """One saved again after its validation is the only one: killed between any two steps on the disk, one is there."""
+    states_of, tensors = checkpoint.States(tmp_path), {"model/a": torch.ones(3)}
+    states_of.write(checkpoint.Progress(step=5), {}, tensors)
+    steps = (Path.rename, shutil.rmtree, checkpoint.sync)
+    for count in range(9):
+        left = [count]
+
+        def killed(action, *given, left=left, **named):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KilledError
+            return action(*given, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", lambda *given: killed(steps[0], *given))
+            patched.setattr(shutil, "rmtree", lambda *given, **named: killed(steps[1], *given, **named))
+            patched.setattr(checkpoint, "sync", lambda *given: killed(steps[2], *given))
+            with suppress(KilledError):
+                states_of.write(checkpoint.Progress(step=5, validated=5), {}, tensors)
+        assert states_of.read().progress.step == 5
+    states_of.write(checkpoint.Progress(step=5, validated=5), {}, tensors)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-000005"]
+    assert states_of.read().progress.validated == 5
+
+
+def test_snapshots_are_numbered_and_not_spelt(tmp_path):
+    for step in (999_998, 999_999, 1_000_000):
+        checkpoint.snapshot(tmp_path, step, {"a": torch.tensor([float(step)]), "n": torch.tensor(step)}, keep=2)
+    averaged = checkpoint.averaged(tmp_path)
+    assert (averaged["a"].item(), averaged["n"].item()) == (999_999.5, 1_000_000)

@@ -17,9 +17,9 @@ __all__ = ["Alibi", "Dropout", "RelativeBias"]
 class Dropout:
     """Drop attention weights at random, the same ones for the same seed on every backend.
 
-    A weight is dropped with probability `rate`, the others grow by `1 / (1 - rate)`. The decision for key `j` of
-    query `i`, head `h`, sample `b` is the 16-bit word `j % 8` of Philox-4x32-7 with the seed as key and the counter
-    `(j // 8, i, h, b)`, compared with `round(rate * 65536)`.
+    A weight is dropped with probability `rate`, rounded to a multiple of 1/65536, and the others grow by one over what
+    is left. The decision for key `j` of query `i`, head `h`, sample `b` is the 16-bit word `j % 8` of Philox-4x32-7
+    with the seed as key and the counter `(j // 8, i, h, b)`, compared with `rate * 65536`.
 
     Example:
         >>> Dropout(0.1, torch.tensor(7)).rate
@@ -29,7 +29,7 @@ class Dropout:
     rate: float
     """Probability that a weight is dropped, 0 to 1."""
     seed: Tensor | int
-    """Seed of the random words: an int64 tensor with one element, or a number."""
+    """Seed of the random words: an int64 tensor with one element, or a whole number from -2**63 to 2**63 - 1."""
 
 
 @plain

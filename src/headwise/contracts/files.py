@@ -5,18 +5,20 @@ from __future__ import annotations
 import fcntl
 import glob
 import io
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from headwise.errors import InputError
 
-__all__ = ["begun_of", "cache_folder", "count_lines", "going_on", "replacing", "sync", "write_whole"]
+__all__ = ["begun_of", "cache_folder", "count_lines", "going_on", "read_format", "replacing", "sync", "write_whole"]
 
 
 _BLOCK = 1 << 20
+_Read = TypeVar("_Read")
 
 
 def cache_folder() -> Path:
@@ -25,6 +27,21 @@ def cache_folder() -> Path:
     It is what the variable `HEADWISE_CACHE` names, else `~/.cache/headwise`.
     """
     return Path(os.environ.get("HEADWISE_CACHE") or Path.home() / ".cache" / "headwise").expanduser()
+
+
+def read_format(text: str | bytes, version: int, read: Callable[[Any], _Read], what: str, remedy: str) -> _Read:
+    """Read what stands in JSON under the number of its format.
+
+    Raises:
+        InputError: when it is of another format, or torn.
+    """
+    try:
+        held = json.loads(text)
+        if held["format"] != version:
+            raise KeyError("format")
+        return read(held)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{what} must be JSON of format {version}; got {text[:60]!r}. {remedy}") from error
 
 
 def write_whole(path: Path, contents: bytes) -> None:

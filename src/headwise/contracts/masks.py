@@ -95,8 +95,8 @@ class Mask:
             right: how far ahead, at least 0; `None` for no limit.
         """
         for name, value in (("left", left), ("right", right)):
-            if value is not None and value < 0:
-                raise InputError(f"`{name}` must be at least 0; got {value}. Use None for no limit.")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise InputError(f"`{name}` must be a whole number, at least 0; got {value!r}. Use None for no limit.")
         return cls(left=left, right=right)
 
     @classmethod
@@ -244,6 +244,9 @@ class Mask:
         changes: dict[str, Any] = {} if self.counted is None else {"counted": None}
         if self.key_segment_BKN is not None and self.query_segment_BQN is None:
             first = self.key_segment_BKN.shape[1] - queries
+            if not torch.compiler.is_compiling() and first < 0:
+                told = f"{first + queries} keys and {queries} queries"
+                raise InputError(f"segment ids of the keys must cover the queries; got {told}. Pass `query_ids`.")
             changes["query_segment_BQN"] = self.key_segment_BKN[:, first:]
         if self.key_length_B is not None and self.key_start_B is None:
             changes["key_start_B"] = torch.zeros_like(self.key_length_B)

@@ -11,7 +11,13 @@ from torch import Tensor
 from headwise.contracts.masks import Mask
 from headwise.contracts.tree import plain
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "autocast_dtype"]
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Give the type to which autocast takes products on a device; `None` where it is off, and for "meta"."""
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
 
 
 @plain
@@ -78,8 +84,8 @@ class Problem:
 
     def exactly(self) -> AbstractContextManager[None]:
         """Keep autocast, which has chosen the inputs' type, from lowering the products inside as well."""
-        kind = self.query_BHQD.device.type
-        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        device = self.query_BHQD.device
+        return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
     def but(self, **changes: Any) -> Problem:
         """Copy with some fields changed."""

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
 from headwise.contracts.masks import Mask
-from headwise.contracts.problem import Problem
+from headwise.contracts.problem import Problem, autocast_dtype
 from headwise.contracts.statistics import Seen, Statistics
 from headwise.contracts.tree import plain
 from headwise.errors import InputError
 from headwise.functional.checks import check_bias, check_mask, check_tensors
 from headwise.kernels import BACKENDS, choose, measure, named, preferred, reference, run
+from headwise.kernels.philox import WORDS
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -154,9 +155,9 @@ def attention_weights(
         tensor([[1., 0., 0., 0., 0., 0.]])
     """
     problem = _problem((query_BHQD, key_BGKD, key_BGKD), mask, bias, scale, 0.0)
-    window = queries or slice(None)
-    if window.step not in (None, 1):
-        raise InputError(f"`queries` must have step 1; got {window}. Take a run of queries, then every n-th row of it.")
+    window: object = slice(None) if queries is None else queries
+    if not isinstance(window, slice) or window.step not in (None, 1):
+        raise InputError(f"`queries` must be a slice of step 1; got {window}. Pass slice(a, b) for a run of queries.")
     batch, heads, total, _ = query_BHQD.shape
     count = len(range(*window.indices(total))) if queries is not None else total
     wanted = batch * heads * count * key_BGKD.shape[2]
@@ -192,6 +193,7 @@ def explain(
     mask: Mask | None = None,
     *,
     bias: Tensor | Alibi | RelativeBias | None = None,
+    scale: float | None = None,
     dropout: float | Dropout = 0.0,
     statistics: Statistics | None = None,
     backend: str = "auto",
@@ -207,9 +209,9 @@ def explain(
           not reference: it holds every weight at once; ask for it by name
     """
     drawn = dropout if isinstance(dropout, Dropout) else Dropout(dropout, 0)
-    problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, None, drawn)
+    problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, scale, drawn)
     asked = statistics if statistics is not None else _NOTHING
-    chosen = named(backend) if backend == "reference" else choose(problem, asked, backend)[0]
+    chosen = named(backend) if backend == "reference" else choose(problem, asked, backend)
     others = [other for name, other in BACKENDS.items() if name != chosen.NAME]
     rule = preferred(problem, asked)[1]
     passed = f"it could, but {chosen.NAME} {rule}" if backend == "auto" else "another was asked for by name"
@@ -247,10 +249,10 @@ _ALL = Mask()
 def _autocast(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Follow autocast as PyTorch's fused operation does: to the lower precision."""
     query: object = tensors[0]
-    # What is no tensor, the checks that follow refuse; autocast does not know the device "meta".
-    if not isinstance(query, Tensor) or query.is_meta or not torch.is_autocast_enabled(query.device.type):
+    # What is no tensor, the checks that follow refuse.
+    dtype = autocast_dtype(query.device) if isinstance(query, Tensor) else None
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(query.device.type)
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in _LOWERED else x for x in tensors)
 
 
@@ -268,16 +270,17 @@ def _scale(scale: float | None, width: int) -> float:
 def _drawn(dropout: float | Dropout, device: torch.device) -> tuple[float, Tensor | None]:
     """Check the rate, and draw a seed where only a rate is given."""
     rate = dropout.rate if isinstance(dropout, Dropout) else dropout
-    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise InputError(f"`dropout` must lie between 0 and 1; got {rate!r}. 0 turns it off.")
+    rate = round(rate * WORDS) / WORDS  # as it is drawn
     if rate == 0:
         return 0.0, None
     if not isinstance(dropout, Dropout):
-        return float(rate), torch.randint(2**63 - 1, (), device=device)
-    seed = dropout.seed
-    if isinstance(seed, int):
+        return rate, torch.randint(2**63 - 1, (), device=device)
+    seed: object = dropout.seed
+    if isinstance(seed, int) and -(2**63) <= seed < 2**63:
         seed = torch.tensor(seed, dtype=torch.int64, device=device)
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        told = f"{seed.dtype} of shape {tuple(seed.shape)}"
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.numel() != 1:
+        told = f"{seed.dtype} of shape {tuple(seed.shape)}" if isinstance(seed, Tensor) else repr(seed)
         raise InputError(f"a dropout seed must be one int64 number; got {told}. Use torch.randint(2**63 - 1, ()).")
-    return float(rate), seed
+    return rate, seed

@@ -80,11 +80,8 @@ def check_mask(mask: Any, query: Tensor, key: Tensor) -> Mask:
                 f"the mask must fit {batch} samples, {heads} heads, {queries} queries and {keys} keys; "
                 f"got {name} of shape {tuple(tensor.shape)}. Give it shape {shape}."
             )
-    few = mask.key_segment_BKN is not None and mask.query_segment_BQN is None
-    if few and not torch.compiler.is_compiling() and queries > keys:
-        raise InputError(
-            f"segment ids of the keys must cover the queries; got {keys} keys and {queries} queries. Pass `query_ids`."
-        )
+    if mask.query_length_B is not None and mask.key_length_B is None:
+        raise InputError("a mask of `query_length_B` must count the keys too; got no `key_length_B`. Use Mask.lengths.")
     return mask
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from headwise.contracts.problem import autocast_dtype
 from headwise.contracts.statistics import Scored
 from headwise.errors import InputError
 
@@ -58,22 +59,22 @@ def linear_cross_entropy(
             readings are counted, so that the mean is half the loss of the paper.
 
     Raises:
-        InputError: when the sizes do not fit each other, rows are not in pairs for `rdrop` or mixed, or a target is not
-            in the vocabulary; on an accelerator, where looking waits, targets are trusted.
+        InputError: when the sizes do not fit each other, `rdrop` gets an odd number of rows or `mixed` as well, or a
+            target is not in the vocabulary; on an accelerator, where looking waits, targets are trusted.
 
     Example:
         >>> linear_cross_entropy(torch.zeros(3, 8), torch.zeros(5, 8), torch.tensor([0, 4, 2])).mean
         tensor(1.6094)
     """
     _check(hidden_NM, weight_VM, target_N, smoothing)
+    _check_added(weight_VM, target_N, bias_V, mixed)
     _check_pairs(len(hidden_NM), rdrop, alone=mixed is None)
-    kind = hidden_NM.device.type
-    lower = torch.is_autocast_enabled(kind) and hidden_NM.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if lower else hidden_NM.dtype
+    lower = None if hidden_NM.dtype == torch.float64 else autocast_dtype(hidden_NM.device)
+    dtype = hidden_NM.dtype if lower is None else lower
     kept_N, other_N = (None, None) if mixed is None else mixed
     tensors = hidden_NM, weight_VM, target_N, bias_V, kept_N, other_N
     slopes = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    total: Tensor = _LinearCrossEntropy.apply(*tensors, smoothing, rdrop, dtype, slopes)  # type: ignore[no-untyped-call]
+    total, *_ = _LinearCrossEntropy.apply(*tensors, smoothing, rdrop, dtype, slopes)  # type: ignore[no-untyped-call]
     return Scored(total, torch.tensor(target_N.numel(), device=target_N.device))
 
 
@@ -82,6 +83,8 @@ def _check(hidden_NM: Tensor, weight_VM: Tensor, target_N: Tensor, smoothing: fl
     if not fits or target_N.shape != hidden_NM.shape[:1]:
         shapes = f"states {tuple(hidden_NM.shape)}, weights {tuple(weight_VM.shape)}, targets {tuple(target_N.shape)}"
         raise InputError(f"states, weights and targets must be of shapes (N, M), (V, M), (N,); got {shapes}. Flatten.")
+    if target_N.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"targets must be whole numbers, int64 or int32; got {target_N.dtype}. Convert with .long().")
     if not 0 <= smoothing <= 1:
         raise InputError(f"`smoothing` must lie between 0 and 1; got {smoothing}. 0.1 is usual.")
     if target_N.device.type == "cpu" and not torch.compiler.is_compiling() and target_N.numel():
@@ -89,6 +92,16 @@ def _check(hidden_NM: Tensor, weight_VM: Tensor, target_N: Tensor, smoothing: fl
         if least < 0 or most >= weight_VM.shape[0]:
             known = weight_VM.shape[0] - 1
             raise InputError(f"targets must lie in the vocabulary, 0 to {known}; got {least} to {most}. Check the ids.")
+
+
+def _check_added(
+    weight_VM: Tensor, target_N: Tensor, bias_V: Tensor | None, mixed: tuple[Tensor, Tensor] | None
+) -> None:
+    given = [] if bias_V is None else [("bias_V", bias_V, weight_VM.shape[:1])]
+    given += [("mixed", each, target_N.shape) for each in mixed or ()]
+    for name, tensor, shape in given:
+        if tensor.shape != shape:
+            raise InputError(f"`{name}` must be of shape {tuple(shape)}; got {tuple(tensor.shape)}. Flatten.")
 
 
 def _check_pairs(count: int, rdrop: float, *, alone: bool) -> None:
@@ -111,6 +124,18 @@ def _forward(
     *rest: Any,
 ) -> list[Tensor]:
     """Give the loss and, where `slopes` asks for them, the gradients of states, table, bias, and both mixed parts."""
+    with torch.autocast(hidden_NM.device.type, enabled=False):  # it has chosen `dtype`; sums stay as they are
+        return _computed(hidden_NM, weight_VM, target_N, bias_V, kept_N, *rest)
+
+
+def _computed(
+    hidden_NM: Tensor,
+    weight_VM: Tensor,
+    target_N: Tensor,
+    bias_V: Tensor | None,
+    kept_N: Tensor | None,
+    *rest: Any,
+) -> list[Tensor]:
     other_N, smoothing, rdrop, dtype, slopes = rest
     gradients = _empty(hidden_NM, weight_VM, bias_V, kept_N, slopes=slopes)
     if rdrop:
@@ -245,15 +270,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Tie the loss to the gradients that were computed with it."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        total, *gradients = torch.ops.headwise.linear_cross_entropy(*arguments)
-        if arguments[-1]:
-            ctx.save_for_backward(*gradients)
-        return total
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.headwise.linear_cross_entropy(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        if inputs[-1]:
+            ctx.save_for_backward(*output[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, slope: Tensor, *_: None) -> tuple[Any, ...]:
         states, table, bias, kept, other = (
             x * slope.to(x.dtype) if x.numel() and needed else None
             for x, needed in zip(ctx.saved_tensors, [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)], strict=True)

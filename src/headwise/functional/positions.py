@@ -63,7 +63,7 @@ class Rotary:
     """
 
     base: float = 10_000.0
-    """Ratio of the slowest turn to the fastest."""
+    """How many times slower than the fastest the slowest turn is, all but one step."""
     interleaved: bool = False
     """Whether neighbouring columns turn together (the paper, GPT-J) or columns half a width apart (NeoX, Llama)."""
 

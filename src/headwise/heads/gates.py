@@ -108,5 +108,5 @@ def _turn(gate: Tensor, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 def turned(gate: Tensor, result: Any) -> Any:
     """Multiply the output in a seam's result by gates, (H,) or (B, H), and leave its statistics alone."""
     output_BHQE, *seen = result if isinstance(result, tuple) else (result,)
-    turned_BHQE = output_BHQE * gate.to(output_BHQE.dtype).unsqueeze(-1).unsqueeze(-1)
+    turned_BHQE = output_BHQE * gate.to(output_BHQE).unsqueeze(-1).unsqueeze(-1)
     return (turned_BHQE, *seen) if seen else turned_BHQE

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headwise.contracts.files import read_format
 from headwise.contracts.layout import HeadId
 from headwise.errors import InputError
 from headwise.heads.gates import gated, sample_gates, seams_of
@@ -44,13 +45,12 @@ class HeadScores:
         Raises:
             InputError: when the text holds none, or those of another version.
         """
-        try:
-            held = json.loads(text)
-            if held["format"] != _FORMAT:
-                raise KeyError("format")
-            return cls(held["by"], {HeadId(row["place"], row["head"]): float(row["score"]) for row in held["scores"]})
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"scores must be JSON of format {_FORMAT}; got {text[:60]!r}. Score again.") from error
+
+        def read(held: Any) -> HeadScores:
+            scores = {HeadId(row["place"], row["head"]): float(row["score"]) for row in held["scores"]}
+            return cls(held["by"], scores)
+
+        return read_format(text, _FORMAT, read, "scores", "Score again.")
 
     def __str__(self) -> str:
         return "\n".join(f"{self.scores[head]:12.6f}  {head.place} head {head.head}" for head in self.ranked())
@@ -77,6 +77,8 @@ def gradient_importance(
     for batch in batches:
         with torch.enable_grad(), sample_gates(model) as gates:
             loss_B = loss(model, batch)
+        if missed := [path for path, made in gates.items() if not made]:
+            raise InputError(f"every attention layer must reach the loss; got no call of {missed}. Check the loss.")
         flat = [gate_BH for made in gates.values() for gate_BH in made]
         slopes = iter(torch.autograd.grad(loss_B.sum(), flat, allow_unused=True))
         for path, made in gates.items():

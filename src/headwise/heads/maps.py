@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from headwise.contracts import Seen, Statistics
 from headwise.errors import InputError
-from headwise.functional import attention_weights
 from headwise.heads.gates import hooked, seams_of
 from headwise.heads.zoom import CELLS, Window, cell_of, cells_of, pooled, windows_of
 from headwise.modules import Attend
@@ -105,7 +104,8 @@ def draw(
         closer: the heads to look at closer, by place and name; a number takes the sharpest.
 
     Raises:
-        InputError: when the model does not run through each seam once, on one text, with as many tokens as are named.
+        InputError: when the model does not run through each seam once, on one text, with as many tokens as are named,
+            or has not a head that is named.
 
     Example:
         >>> from headwise import MultiHeadAttention
@@ -119,6 +119,10 @@ def draw(
     drawing = Drawing(tuple(source), tuple(target), tuple(found.values()), title, written)
     _check(drawing, seams_of(model))
     chosen = tuple(_sharpest(found, closer)) if isinstance(closer, int) else tuple(closer)
+    for place, head in chosen:
+        if place not in found or head not in found[place].heads:
+            held = {name: picture.heads for name, picture in found.items()}
+            raise InputError(f"`closer` must name heads of the model; got {head} of {place!r}. It has {held}.")
     coarse = {name: each for name, each in found.items() if each.map_HPN.shape[1:] != (each.queries, each.keys)}
     if any(place in coarse for place, _ in chosen):
         zoom = {place: partial(_zoom, coarse, chosen, place) for place in coarse}
@@ -180,9 +184,7 @@ def _hear(
 
 def _weights(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice) -> Tensor:
     """Compute the weights of some queries of a seam's call, shape (H, Q, K)."""
-    mask = args[3] if len(args) > 3 else kwargs.get("mask")
-    given: dict[str, Any] = {"bias": kwargs.get("bias"), "scale": seam.scale, "queries": rows}
-    return attention_weights(args[0], args[1], mask, **given)[0]
+    return seam.weights(args[0], args[1], seam.mask_of(args, kwargs), bias=kwargs.get("bias"), queries=rows)[0]
 
 
 def _weights_of_head(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any], at: int, rows: slice) -> Tensor:
@@ -196,7 +198,7 @@ def _weights_of_head(seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _has_own(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    mask = args[3] if len(args) > 3 else kwargs.get("mask")
+    mask = Attend.mask_of(args, kwargs)
     return kwargs.get("bias") is not None or (mask is not None and mask.dense_BHQK is not None)
 
 

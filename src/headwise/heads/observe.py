@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -64,17 +63,17 @@ class Observer:
             found = self._shares(seam, args, kwargs)
             values |= found
             scored |= {name: _summed(held_BHQ, seen.live_BHQ) for name, held_BHQ in found.items()}
-        number = re.search(r"\d+", place)
+        number = next((part for part in place.split(".") if part.isdecimal()), "0")
         kind: Literal["self", "cross"] = "cross" if cross else "self"
         examples = _examples(values, seen.live_BHQ)
-        here = Seam(place, int(number[0]) if number else 0, kind, seam.heads, scored, examples)
+        here = Seam(place, int(number), kind, seam.heads, scored, examples)
         self._seen[place] = self._seen[place] + here if place in self._seen else here
 
     def _shares(self, seam: Attend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         assert self._tokens is not None, "asked where it is known"
-        mask: Mask | None = args[3] if len(args) > 3 else kwargs.get("mask")
         query_BHQD, key_BGKD = args[:2]
-        return shares(query_BHQD, key_BGKD, mask or Mask(), self._tokens, scale=seam.scale, bias=kwargs.get("bias"))
+        mask = seam.mask_of(args, kwargs) or Mask()
+        return shares(query_BHQD, key_BGKD, mask, self._tokens, scale=seam.scale, bias=kwargs.get("bias"))
 
 
 @contextmanager

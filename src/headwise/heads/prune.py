@@ -6,10 +6,11 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
+from headwise.contracts.files import read_format
 from headwise.contracts.layout import HeadId, Layout, Place
 from headwise.errors import ConfigError, InputError
 from headwise.heads.importance import HeadScores
@@ -47,14 +48,12 @@ class Plan:
         Raises:
             InputError: when the text holds none, or one of another version.
         """
-        try:
-            held = json.loads(text)
-            if held["format"] != _FORMAT:
-                raise KeyError("format")
+
+        def read(held: Any) -> Plan:
             keep, cut = ({path: tuple(names) for path, names in held[part].items()} for part in ("keep", "cut"))
             return cls(held["by"], keep, cut)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"a plan must be JSON of format {_FORMAT}; got {text[:60]!r}. Plan again.") from error
+
+        return read_format(text, _FORMAT, read, "a plan", "Plan again.")
 
     def __str__(self) -> str:
         lines = [f"{path}: keep {list(names)}, cut {list(self.cut[path])}" for path, names in self.keep.items()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headwise.contracts import Scored
+from headwise.contracts.files import read_format
 from headwise.errors import InputError
 from headwise.heads.roles import guess
 
@@ -130,7 +131,18 @@ class HeadTable:
                 yield from seam.scored["map"].mean.tolist()
 
     def to_json(self) -> str:
-        """Write the table with its sums, so that `from_json` gives it back to the last bit."""
+        """Write the table with its sums, so that `from_json` gives it back to the last bit.
+
+        Raises:
+            InputError: when a sum is no finite number, as of a model that gave NaN.
+        """
+        for seam in self.seams:
+            for name, scored in seam.scored.items():
+                if not bool(scored.sum.isfinite().all()):
+                    told = f"{name} of {seam.place}"
+                    raise InputError(
+                        f"a head table must hold finite numbers to be written; got NaN in {told}. {_CHECK}"
+                    )
         seams = [
             vars(seam) | {"scored": _listed(seam.scored), "examples": _listed(seam.examples)} for seam in self.seams
         ]
@@ -138,11 +150,16 @@ class HeadTable:
 
     @classmethod
     def from_json(cls, text: str) -> HeadTable:
-        """Read a table that `to_json` wrote."""
-        held = json.loads(text)
-        if not isinstance(held, dict) or held.get("format") != _FORMAT:
-            raise InputError(f"a head table must have format {_FORMAT}; got {text[:60]!r}. Write it with `to_json`.")
-        return cls(tuple(_seam(seam) for seam in held["seams"]))
+        """Read a table that `to_json` wrote.
+
+        Raises:
+            InputError: when the text holds none, or one of another version.
+        """
+
+        def read(held: Any) -> HeadTable:
+            return cls(tuple(_seam(seam) for seam in held["seams"]))
+
+        return read_format(text, _FORMAT, read, "a head table", "Write it with `to_json`.")
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook; `Report` shows it with maps."""
@@ -156,6 +173,9 @@ class HeadTable:
         hidden = {"queries", "lse", "kind", *(("layer",) if several else ("place",))}
         names = [name for name in named if name not in hidden]
         return _columns(names, [[_cell(row.get(name, "-")) for name in names] for row in rows])
+
+
+_CHECK = "Check the model and its input."
 
 
 def _seam(held: Mapping[str, Any]) -> Seam:

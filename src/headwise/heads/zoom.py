@@ -98,10 +98,7 @@ def _window(
     weights_of: Callable[[slice], Tensor],
     step: int,
 ) -> Window:
-    query, key = (
-        max(0, min(at - cell * _SIDE // 2, size - cell * _SIDE)) for at, size in zip(middle, sizes, strict=True)
-    )
-    query_end, key_end = (min(at + cell * _SIDE, size) for at, size in zip((query, key), sizes, strict=True))
+    (query, query_end), (key, key_end) = (_around(at, size, cell) for at, size in zip(middle, sizes, strict=True))
     rows = -(-(query_end - query) // cell)
     map_PN = torch.zeros(rows, -(-(key_end - key) // cell))
     for begin in range(query, query_end, step):

@@ -1,6 +1,6 @@
 """Choose the backend of a call, in one place, and say why.
 
-`auto` takes the first in the order of `KERNELS` that can, or the one that `headwise tune` measured to be faster.
+`auto` takes the first of `preferred` that can.
 A backend is a module with a `NAME`, `refusal(problem, asked)`, which gives the reason why it cannot take a call (or
 `None`), and `describe(problem)`, which says how it computes one. Those that run inside the registered operation have
 `forward` and `backward` as well; `reference` is differentiated by PyTorch instead.
@@ -68,15 +68,17 @@ def named(name: str) -> Any:
     return BACKENDS[name]
 
 
-def choose(
-    problem: Problem, asked: Statistics, backend: str = "auto", *, training: bool = False
-) -> tuple[Kernel, dict[str, str]]:
-    """Choose the kernel of a call, and give the reason why each backend before it was refused."""
+def choose(problem: Problem, asked: Statistics, backend: str = "auto", *, training: bool = False) -> Kernel:
+    """Choose the kernel of a call.
+
+    Raises:
+        BackendError: with the reason against each, when none can take the call.
+    """
     refused: dict[str, str] = {}
     for kernel in preferred(problem, asked, training=training)[0] if backend == "auto" else [named(backend)]:
         reason = kernel.refusal(problem, asked)
         if reason is None:
-            return kernel, refused
+            return kernel
         refused[kernel.NAME] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
     raise BackendError(f'a backend must be able to take the call; got {told}. backend="reference" takes every call.')

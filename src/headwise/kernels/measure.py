@@ -153,7 +153,10 @@ def _map(
     dtype = weights_BHQK.dtype
     by_key_BHKP = torch.nn.functional.one_hot(key_BHK, cells).to(dtype)
     by_row_BHPQ = torch.nn.functional.one_hot(row_BHQ, cells).to(dtype).transpose(-1, -2)
-    mass_BHPP = by_row_BHPQ @ (weights_BHQK @ by_key_BHKP)
+    mass_BHQP = weights_BHQK @ by_key_BHKP
+    broken_BHQP = mass_BHQP.isnan()  # 0 times NaN would spread over the other rows of cells
+    mass_BHPP = by_row_BHPQ @ mass_BHQP.masked_fill(broken_BHQP, 0)
+    mass_BHPP = mass_BHPP.masked_fill(by_row_BHPQ @ broken_BHQP.to(dtype) > 0, torch.nan)
     count_BHP = (by_row_BHPQ @ live_BHQ.to(dtype)[..., None])[..., 0]
     return mass_BHPP, count_BHP.round().long()
 
@@ -168,9 +171,9 @@ def _row(size: Any) -> Any:
 
 
 def _links(weights_BHQK: Tensor, problem: Problem, tile: blocks.Tile, links: int) -> tuple[Tensor, Tensor]:
-    """Take the strongest keys of each query, and weight 0 and key -1 where fewer are visible."""
+    """Take the strongest keys of each query, and weight 0 and key -1 where fewer are visible, or weights are NaN."""
     found = min(links, weights_BHQK.shape[-1])
-    weight_BHQN, key_BHQN = weights_BHQK.topk(found, -1)
+    weight_BHQN, key_BHQN = weights_BHQK.nan_to_num(0.0).topk(found, -1)
     key_BHQN = (key_BHQN + (tile.keys.start + problem.origin[3])).masked_fill(weight_BHQN == 0, -1)
     pad = (0, links - found)
     return torch.nn.functional.pad(weight_BHQN, pad), torch.nn.functional.pad(key_BHQN, pad, value=-1)

@@ -138,7 +138,7 @@ def _has_tangent(tensor: Tensor | None) -> bool:
 def _computed(problem: Problem, asked: Statistics, backend: str) -> Sequence[Tensor]:
     """Choose a kernel, and compute."""
     problem.mask.check_lengths(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
-    kernel, _ = choose(problem, asked, backend)
+    kernel = choose(problem, asked, backend)
     with problem.exactly():
         return kernel.forward(problem, asked)
 
@@ -155,7 +155,7 @@ def _forward(*arguments: Any) -> list[Tensor]:
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
 def _backward(*arguments: Any) -> list[Tensor]:
     problem, asked, backend, fixed = _problem(arguments[7:])
-    kernel, _ = choose(problem, asked, backend, training=True)
+    kernel = choose(problem, asked, backend, training=True)
     given, saved, (bias_needs, *others_need) = Gradients(*arguments[:3]), arguments[3:6], arguments[6]
     bias = problem.bias_BHQK
     shared = bias if bias_needs and bias is not None and bias.shape[3] == 1 else None
@@ -214,7 +214,7 @@ torch.library.register_fake("headwise::attend_backward", _backward_shapes, lib=_
 
 
 def _one_by_one(operation: Any) -> Any:
-    """Batch an operation: fold the new axis into the samples where every tensor has samples, else run one by one."""
+    """Batch an operation by running it once for each index of the new axis."""
 
     def batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
         results = []

@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["keep_mask", "philox"]
+__all__ = ["WORDS", "keep_mask", "philox"]
+
+WORDS = 1 << 16
+"""How many values a random word has: rates of dropout are rounded to one over it."""
 
 _ROUNDS = 7
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -51,5 +54,5 @@ def keep_mask(seed: Tensor, rate: float, samples_B: Tensor, heads_H: Tensor, row
     pairs_BHQN = torch.stack(torch.broadcast_tensors(c0 | (c1 << 32), c2 | (c3 << 32)), -1)
     words_BHQN = pairs_BHQN.bitwise_xor_(_SIGN_BITS).view(torch.int16).flatten(-2)
     words_BHQK = words_BHQN[..., keys.start % 8 : keys.start % 8 + keys.stop - keys.start]
-    least = round(rate * 65536) - 32768
-    return words_BHQK >= least if least <= 32767 else torch.zeros_like(words_BHQK, dtype=torch.bool)
+    least = round(rate * WORDS) - WORDS // 2
+    return words_BHQK >= least if least < WORDS // 2 else torch.zeros_like(words_BHQK, dtype=torch.bool)

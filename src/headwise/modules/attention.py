@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from headwise.contracts import Alibi, Dropout, Mask, RelativeBias, Seen, Statistics
+from headwise.contracts.problem import autocast_dtype
 from headwise.errors import ConfigError, InputError
 from headwise.functional import Rotary, attend, attention_weights
 from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import drop_heads
+from headwise.modules.norms import RMSNorm
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -70,6 +72,24 @@ class Attend(nn.Module):
             return attend(*tensors, mask, bias=bias, scale=self.scale, dropout=dropout)
         return attend(*tensors, mask, bias=bias, scale=self.scale, dropout=dropout, statistics=statistics)
 
+    def weights(
+        self,
+        query_BHQD: Float[Tensor, "B H Q D"],
+        key_BGKD: Float[Tensor, "B G K D"],
+        mask: Mask | None = None,
+        *,
+        bias: Tensor | Alibi | RelativeBias | None = None,
+        queries: slice | None = None,
+    ) -> Tensor:
+        """Compute the weights of a call, before dropout, as `headwise.attention_weights` does."""
+        return attention_weights(query_BHQD, key_BGKD, mask, bias=bias, scale=self.scale, queries=queries)
+
+    @staticmethod
+    def mask_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mask | None:
+        """Find the mask of a call among its arguments, as a hook gets them."""
+        mask: Mask | None = args[3] if len(args) > 3 else kwargs.get("mask")
+        return mask
+
     def extra_repr(self) -> str:
         """Show the names of the heads."""
         return f"heads={self.heads}"
@@ -86,7 +106,8 @@ class MultiHeadAttention(nn.Module):
         d_head: width of one head; `d_model / heads` where left out.
         dropout: rate at which attention weights are dropped in training.
         bias: whether the four projections add a bias.
-        rotary: how queries and keys turn with their position; not at all where left out.
+        rotary: how queries and keys turn with their position; not at all where left out, nor across two texts, which
+            have no positions in common.
         qk_norm: whether queries and keys are normalised per head (RMSNorm with a learned scale).
 
     Attributes:
@@ -126,8 +147,8 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(d_model, groups * width, bias=bias)
         self.output = nn.Linear(len(names) * width, d_model, bias=bias)
         self.joined: nn.Module | None = None  # the first three in one, once a model is packed for inference
-        self.query_norm = nn.RMSNorm(width) if qk_norm else None
-        self.key_norm = nn.RMSNorm(width) if qk_norm else None
+        self.query_norm = RMSNorm(width, eps=None) if qk_norm else None
+        self.key_norm = RMSNorm(width, eps=None) if qk_norm else None
         self.head_dropout = 0.0
         self.attend = Attend(names)
         for linear in (self.query, self.key, self.value, self.output):
@@ -171,7 +192,7 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Project and split: queries (B, H, T, D), keys and values (B, G, K, D), as the heads get them."""
         self._check(x_BTM, context)
-        before = 0 if cache is None or context is not None else cache.length
+        before = None if context is not None else 0 if cache is None else cache.length
         if cache is not None and context is not None and cache.held is not None:
             return self._heads(self.query(x_BTM), self.query_norm, before), *cache.held
         query_BTN, key_BKN, value_BKN = self._projected(x_BTM, context)
@@ -201,7 +222,7 @@ class MultiHeadAttention(nn.Module):
         self._check(x_BWM, None)
         at, shape = beams.length - 1, x_BWM.shape[:2]
 
-        def folded(projected_BWN: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+        def folded(projected_BWN: Tensor, norm: nn.Module | None) -> Tensor:
             heads_NH1D = self._heads(projected_BWN.flatten(0, 1)[:, None], norm, at)
             heads_BHWD: Tensor = heads_NH1D[:, :, 0].unflatten(0, shape).transpose(1, 2)
             return heads_BHWD
@@ -228,14 +249,13 @@ class MultiHeadAttention(nn.Module):
         joined_BTM: Tensor = self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
         return joined_BTM
 
-    def _heads(self, projected_BTN: Tensor, norm: nn.RMSNorm | None, offset: int) -> Tensor:
-        """Split a projection into heads, then normalise and turn them where asked."""
+    def _heads(self, projected_BTN: Tensor, norm: nn.Module | None, offset: int | None) -> Tensor:
+        """Split a projection into heads, then normalise and, where they have positions, turn them if asked."""
         heads_BTHD = projected_BTN.unflatten(-1, (-1, self.d_head))
         if norm is not None:
-            scale_D = norm.weight.to(heads_BTHD.dtype)  # the fused operation wants one dtype, also under autocast
-            heads_BTHD = nn.functional.rms_norm(heads_BTHD, (self.d_head,), scale_D, norm.eps)
+            heads_BTHD = norm(heads_BTHD)
         heads_BHTD = heads_BTHD.transpose(1, 2)
-        return heads_BHTD if self.rotary is None else self.rotary(heads_BHTD, offset)
+        return heads_BHTD if self.rotary is None or offset is None else self.rotary(heads_BHTD, offset)
 
     def _check(self, x_BTM: Tensor, context: Tensor | None) -> None:
         for name, tensor in (("x_BTM", x_BTM), ("context", context)):
@@ -277,10 +297,8 @@ def _nearest(d_model: int, heads: int) -> int:
 
 def lowered(x: Tensor) -> Tensor:
     """Give what several products read in autocast's type, if it is on: else each would make a copy of its own."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
 class AttentionBlock(nn.Module):
@@ -327,6 +345,6 @@ class AttentionBlock(nn.Module):
         query_BHTD, key_BHTD, value_BHTD = self.attention.split(x_BTM)
         dropout = self.attention.dropout if self.training else 0.0
         mixed_BHTD = self.attention.attend(query_BHTD, key_BHTD, value_BHTD, mask, dropout=dropout)
-        weights_BHTT = attention_weights(query_BHTD, key_BHTD, mask)
+        weights_BHTT = self.attention.attend.weights(query_BHTD, key_BHTD, mask)
         output_BTM = self.norm(x_BTM + self.dropout(self.attention.join(mixed_BHTD)))
         return output_BTM, weights_BHTT.mean(1) if average_weights else weights_BHTT

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from headwise.contracts import Alibi, Mask, RelativeBias
 from headwise.errors import ConfigError
-from headwise.functional import attention_weights
 from headwise.modules.attention import MultiHeadAttention
 from headwise.modules.cache import Beams, KeyValueCache
 from headwise.modules.dropout import HiddenDropout
@@ -99,7 +98,30 @@ def _bend(x_BTF: Tensor, activation: str) -> Tensor:
     return F.relu(x_BTF)
 
 
-class EncoderLayer(nn.Module):
+class _Layer(nn.Module):
+    """Know where the normalisations of a layer are."""
+
+    def __init__(self, norm: Literal["pre", "post"], dropout: float) -> None:
+        super().__init__()
+        if norm not in ("pre", "post"):
+            raise ConfigError(f'`norm` must be "pre" or "post"; got {norm!r}. "pre" trains more easily.')
+        self.norm = norm
+        self.dropout = HiddenDropout(dropout)
+
+    def _added(self, x_BTM: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add what a part makes of the states, normalised before or after."""
+        if self.norm == "pre":
+            added_BTM: Tensor = self.dropout(part(norm(x_BTM)))
+            return x_BTM + added_BTM
+        normalised_BTM: Tensor = norm(x_BTM + self.dropout(part(x_BTM)))
+        return normalised_BTM
+
+    def extra_repr(self) -> str:
+        """Show where the normalisations are."""
+        return f"norm={self.norm}"
+
+
+class EncoderLayer(_Layer):
     """Let every position look at the others, then think for itself; a residual and a normalisation around each.
 
     Args:
@@ -127,13 +149,11 @@ class EncoderLayer(nn.Module):
         eps: float = 1e-5,
         normalisation: Literal["layer", "rms"] = "layer",
     ) -> None:
-        super().__init__()
-        self.norm = _placed(norm)
+        super().__init__(norm, dropout)
         self.attention = attention
         self.attention_norm = build_norm(normalisation, attention.d_model, eps)
         self.feed_forward = feed_forward
         self.feed_forward_norm = build_norm(normalisation, attention.d_model, eps)
-        self.dropout = HiddenDropout(dropout)
 
     def forward(
         self,
@@ -149,20 +169,11 @@ class EncoderLayer(nn.Module):
             mask: which keys each query may look at; all where left out.
             bias: added to the scores, as for `headwise.attend`.
         """
-        if self.norm == "pre":
-            x_BTM = x_BTM + self.dropout(self.attention(self.attention_norm(x_BTM), mask=mask, bias=bias))
-            x_BTM = x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
-        else:
-            x_BTM = self.attention_norm(x_BTM + self.dropout(self.attention(x_BTM, mask=mask, bias=bias)))
-            x_BTM = self.feed_forward_norm(x_BTM + self.dropout(self.feed_forward(x_BTM)))
-        return x_BTM
-
-    def extra_repr(self) -> str:
-        """Show where the normalisations are."""
-        return f"norm={self.norm}"
+        x_BTM = self._added(x_BTM, self.attention_norm, lambda x: self.attention(x, mask=mask, bias=bias))
+        return self._added(x_BTM, self.feed_forward_norm, self.feed_forward)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(_Layer):
     """Look at what is written so far, then at the source, then think; a residual and a normalisation around each.
 
     Args:
@@ -192,15 +203,13 @@ class DecoderLayer(nn.Module):
         eps: float = 1e-5,
         normalisation: Literal["layer", "rms"] = "layer",
     ) -> None:
-        super().__init__()
-        self.norm = _placed(norm)
+        super().__init__(norm, dropout)
         self.attention = attention
         self.attention_norm = build_norm(normalisation, attention.d_model, eps)
         self.cross_attention = cross_attention
         self.cross_attention_norm = build_norm(normalisation, attention.d_model, eps)
         self.feed_forward = feed_forward
         self.feed_forward_norm = build_norm(normalisation, attention.d_model, eps)
-        self.dropout = HiddenDropout(dropout)
 
     def forward(
         self,
@@ -268,23 +277,4 @@ class DecoderLayer(nn.Module):
         """Give the weights with which each head would look at the source in `read`, shape (B, H, T, K)."""
         asking_BTM = self.cross_attention_norm(x_BTM) if self.norm == "pre" else x_BTM
         query_BHTD, key_BGKD, _ = self.cross_attention.split(asking_BTM, source_BKM, cache)
-        return attention_weights(query_BHTD, key_BGKD, mask)
-
-    def _added(self, x_BTM: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
-        """Add what a part makes of the states, normalised before or after."""
-        if self.norm == "pre":
-            added_BTM: Tensor = self.dropout(part(norm(x_BTM)))
-            return x_BTM + added_BTM
-        normalised_BTM: Tensor = norm(x_BTM + self.dropout(part(x_BTM)))
-        return normalised_BTM
-
-    def extra_repr(self) -> str:
-        """Show where the normalisations are."""
-        return f"norm={self.norm}"
-
-
-def _placed(norm: Literal["pre", "post"]) -> Literal["pre", "post"]:
-    """Check where the normalisations are to be."""
-    if norm not in ("pre", "post"):
-        raise ConfigError(f'`norm` must be "pre" or "post"; got {norm!r}. "pre" trains more easily.')
-    return norm
+        return self.cross_attention.attend.weights(query_BHTD, key_BGKD, mask)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headwise.contracts import Alibi, Mask, RelativeBias
+from headwise.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -36,7 +37,7 @@ class KeyValueCache:
     def append(self, key_BGTD: Float[Tensor, "B G T D"], value_BGTE: Float[Tensor, "B G T E"]) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new positions, and give all that are held."""
         added, total = (key_BGTD, value_BGTE), self.length + key_BGTD.shape[2]
-        if any(x.requires_grad for x in (*added, *(self._room or ()))):
+        if torch.is_grad_enabled():  # what attention has read must stay, whoever asks for a gradient
             held = self.held or tuple(x[:, :, :0] for x in added)
             self._room = (torch.cat([held[0], key_BGTD], 2), torch.cat([held[1], value_BGTE], 2))
         else:
@@ -71,7 +72,9 @@ class KeyValueCache:
             self._room = (key_BGTD[samples_B], value_BGTE[samples_B])
 
     def crop(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
+        """Forget all but the first `length` positions, at least 0."""
+        if length < 0:
+            raise InputError(f"`length` must be at least 0; got {length}. Pass how many positions stay.")
         self.length = min(length, self.length)
 
 

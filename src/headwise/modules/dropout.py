@@ -36,7 +36,7 @@ class HiddenDropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate <= 1:
-            raise ConfigError(f"`dropout` must lie between 0 and 1; got {rate}. 0.1 is usual.")
+            raise ConfigError(f"`rate` must lie between 0 and 1; got {rate}. 0.1 is usual.")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +73,8 @@ def drop_heads(mixed_BHTD: Float[Tensor, "B H T D"], rate: float) -> Tensor:
         mixed_BHTD: what the heads give.
         rate: probability that a head is dropped, 0 to 1.
     """
+    if not 0 <= rate <= 1:
+        raise ConfigError(f"`rate` must lie between 0 and 1; got {rate}. 0.1 is usual.")
     batch, heads = mixed_BHTD.shape[:2]
     kept_BH = torch.rand(batch, heads, device=mixed_BHTD.device) >= rate
     kept_BH = kept_BH | ~kept_BH.any(1, keepdim=True)

@@ -20,14 +20,14 @@ class RMSNorm(nn.Module):
 
     Args:
         width: number of columns.
-        eps: added to the mean square.
+        eps: added to the mean square; the smallest step of the number's type where it is `None`.
 
     Example:
         >>> RMSNorm(2)(torch.tensor([[3.0, 4.0]]))
         tensor([[0.8485, 1.1314]], grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, eps: float | None = 1e-6) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from headwise.contracts.examples import PairBatch
 from headwise.errors import InputError
-from headwise.functional import attention_weights
 from headwise.modules import Attend
 
 __all__ = [
@@ -272,8 +271,7 @@ def _hearing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _hear(heard: dict[str, Tensor], place: str, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     assert isinstance(seam, Attend), "hooked as one"
     if kwargs.get("cross"):
-        mask = args[3] if len(args) > 3 else kwargs.get("mask")
-        heard[place] = attention_weights(args[0], args[1], mask, bias=kwargs.get("bias"), scale=seam.scale)
+        heard[place] = seam.weights(args[0], args[1], seam.mask_of(args, kwargs), bias=kwargs.get("bias"))
 
 
 def _words(batch: PairBatch) -> Tensor:

@@ -36,12 +36,15 @@ __all__ = [
     "room",
     "several",
     "snapshot",
+    "state_tensors",
     "tensors_of",
 ]
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_NEW = ".new"
+"""Ends the name of a state while there is another of its step."""
 _KEPT = 2
 """States on disk: the newest, and one to fall back on when a disk has spoilt it."""
 
@@ -77,15 +80,6 @@ class State:
     tensors: Mapping[str, Tensor]
     """Parameters, what AdamW remembers, and running sums, by name, on the CPU."""
 
-    @staticmethod
-    def of(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Collect the tensors of a state; where they lie in shards every process must ask."""
-        tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
-        for name, parameter in model.named_parameters():
-            for key, tensor in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{name}/{key}"] = gathered(tensor)
-        return tensors | {f"sums/{name}": gathered(tensor) for name, tensor in sums.items()}
-
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> None:
         """Fill a model, its optimizer and the running sums.
 
@@ -118,6 +112,15 @@ class State:
         return moment.detach()
 
 
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Collect the tensors of a state; where they lie in shards every process must ask."""
+    tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
+    for name, parameter in model.named_parameters():
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = gathered(tensor)
+    return tensors | {f"sums/{name}": gathered(tensor) for name, tensor in sums.items()}
+
+
 class States:
     """Write and find the states in a folder."""
 
@@ -139,10 +142,10 @@ class States:
             _write_tensors(beside / "tensors.safetensors", tensors)
             described = {"format": _FORMAT, "progress": asdict(progress), **facts}
             write_whole(beside / "state.json", json.dumps(described, indent=1).encode())
-            if target.exists():  # torn, or of the same step before its validation: older ones are whole
-                shutil.rmtree(target)
-            beside.rename(target)
+            # Of the same step there may be one from before its validation: it goes when this one has a name.
+            beside.rename(target.with_name(f"{target.name}{_NEW}") if target.exists() else target)
             sync(self.folder)
+            self.clear()
         for _, old in self._numbered()[:-_KEPT]:
             shutil.rmtree(old)
         return target
@@ -159,15 +162,19 @@ class States:
         return None
 
     def clear(self) -> None:
-        """Remove what a killed run left half written."""
+        """Remove what a killed run left half written, and put a new state in the place of one of the same step."""
         for path in self.folder.glob(".state-*.part"):
             shutil.rmtree(path)
+        for path in self.folder.glob(f"state-*{_NEW}"):
+            old = path.with_name(path.name.removesuffix(_NEW))
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
 
     def __bool__(self) -> bool:
         return bool(self._numbered())
 
     def _numbered(self) -> list[tuple[int, Path]]:
-        found = ((path.name.removeprefix("state-"), path) for path in self.folder.glob("state-*"))
+        found = ((path.name.removeprefix("state-").removesuffix(_NEW), path) for path in self.folder.glob("state-*"))
         return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
@@ -234,8 +241,7 @@ def averaged(folder: Path) -> dict[str, Tensor]:
 
 
 def _snapshots(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in sorted(folder.glob("step-*.safetensors")):
-        yield int(path.stem.removeprefix("step-")), path
+    yield from sorted((int(path.stem.removeprefix("step-")), path) for path in folder.glob("step-*.safetensors"))
 
 
 def publish(save: Callable[[Path], None], out: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headwise.contracts import Examples, Scored
 from headwise.errors import ConfigError, HeadwiseError, InputError
 from headwise.training import checkpoint, parallel
-from headwise.training.checkpoint import Progress, State, States
+from headwise.training.checkpoint import Progress, States, state_tensors
 from headwise.training.config import TrainingConfig
 from headwise.training.interrupts import Interrupts
 from headwise.training.log import Bar, Log
@@ -281,7 +281,7 @@ class _Run:
         self._check()
         if self.saved == self.progress:
             return
-        tensors = State.of(self.model, self.optimizer, self.sums)
+        tensors = state_tensors(self.model, self.optimizer, self.sums)
         if self.runtime.first:
             self.states.write(self.progress, self._facts(), tensors)
         self.saved, self.saved_at = self.progress, time.monotonic()

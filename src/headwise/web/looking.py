@@ -53,8 +53,7 @@ def _hear(
     kwargs: dict[str, Any],
 ) -> None:
     assert isinstance(seam, Attend), "hooked on seams only"
-    mask = args[3] if len(args) > 3 else kwargs.get("mask")
-    query, key, value = args[:3]
+    (query, key, value), mask = args[:3], seam.mask_of(args, kwargs)
     heard[place] = attend(query, key, value, mask, bias=kwargs.get("bias"), scale=seam.scale, statistics=statistics)[1]
 
 
@@ -80,10 +79,9 @@ def switched(model: nn.Module, off_B: Sequence[tuple[HeadId, ...]]) -> AbstractC
         return nullcontext()
     heads = {place: seam.heads for place, seam in seams_of(model).items()}
     each = [closed(heads, off) for off in off_B]
-    device = next(model.parameters()).device
     places = sorted({place for gates in each for place in gates})
     open_ = {place: torch.ones(len(heads[place])) for place in places}
-    return gated(model, {x: torch.stack([gates.get(x, open_[x]) for gates in each]).to(device) for x in places})
+    return gated(model, {x: torch.stack([gates.get(x, open_[x]) for gates in each]) for x in places})
 
 
 def off_for_all(model: nn.Module, off: tuple[HeadId, ...]) -> AbstractContextManager[None]:
@@ -91,8 +89,7 @@ def off_for_all(model: nn.Module, off: tuple[HeadId, ...]) -> AbstractContextMan
     if not off:
         return nullcontext()
     heads = {place: seam.heads for place, seam in seams_of(model).items()}
-    device = next(model.parameters()).device
-    return gated(model, {place: gate.to(device) for place, gate in closed(heads, off).items()})
+    return gated(model, closed(heads, off))
 
 
 def strongest(

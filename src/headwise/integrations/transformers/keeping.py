@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from headwise.contracts.files import write_whole
+from headwise.contracts.files import read_format, write_whole
 from headwise.errors import InputError
 from headwise.integrations.transformers.attaching import attach
 from headwise.integrations.transformers.layout import TransformersLayout
@@ -53,8 +53,10 @@ def load(folder: str | Path) -> PreTrainedModel:
     folder = Path(folder)
     described = _described(folder / _HEADS)
     tensors = read_tensors(folder / WEIGHTS)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"`{folder / 'config.json'}` must be a file; got none. {_AGAIN}")
     kind = getattr(transformers, str(described["model"]), None)
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         told = described["model"]
         raise InputError(f"`{folder / _HEADS}` must name a model of transformers; got {told!r}. Update transformers.")
     with torch.random.fork_rng(devices=[]):
@@ -71,15 +73,16 @@ def load(folder: str | Path) -> PreTrainedModel:
 
 def _described(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"`{path}` must be a file; got none. Save with `headwise.integrations.transformers.save`.")
-    try:
-        held = json.loads(path.read_bytes())
-        if held["format"] != _FORMAT:
-            raise KeyError("format")
+        raise InputError(f"`{path}` must be a file; got none. {_AGAIN}")
+
+    def read(held: Any) -> dict[str, Any]:
         layers = {place: (tuple(each["heads"]), int(each["kv_heads"])) for place, each in held["layers"].items()}
         return {"model": held["model"], "layers": layers}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"`{path}` must be of format {_FORMAT}; got another, or a torn one. Save again.") from error
+
+    return read_format(path.read_bytes(), _FORMAT, read, f"`{path}`", _AGAIN)
+
+
+_AGAIN = "Save with `headwise.integrations.transformers.save`."
 
 
 def _shape(model: PreTrainedModel, layers: dict[str, tuple[tuple[int, ...], int]], path: Path) -> None:

@@ -10,6 +10,7 @@ from headwise.contracts.statistics import Statistics
 from headwise.kernels import blocks, fused, measure
 from headwise.kernels.fused import Gradients
 from headwise.kernels.native.binding import FIELDS, Library, load
+from headwise.kernels.philox import WORDS
 
 __all__ = ["LIBRARY", "NAME", "backward", "describe", "forward", "refusal"]
 
@@ -118,7 +119,7 @@ def _record(problem: Problem) -> tuple[list[int | float], list[Tensor]]:
     _put_mask(record, held, problem)
     _put_bias(record, held, problem)
     if problem.rate > 0 and problem.seed is not None:
-        record[FIELDS["least"]] = round(problem.rate * 65536)
+        record[FIELDS["least"]] = round(problem.rate * WORDS)
         held.append(_flat(record, "seed", problem.seed, torch.int64))
     record[FIELDS["kept_share"]] = 1.0 - problem.rate
     return record, held
@@ -176,7 +177,7 @@ def _put_mask(record: list[int | float], held: list[Tensor], problem: Problem) -
     at = FIELDS["left"]
     bounds = (-1 if bound is None else min(bound, _FAR) for bound in (mask.left, mask.right))
     record[at : at + 3] = *bounds, mask.start_causal
-    if not mask.hides and mask.query_length_B is None:
+    if not mask.hides:
         return
     for name in ("key_length", "query_length", "key_start"):
         tensor = getattr(mask, f"{name}_B")

@@ -79,7 +79,7 @@ class Library:
     @property
     def threads(self) -> int:
         """Give the number of threads of a call: PyTorch's, and one in a forked child."""
-        return 1 if self._forked else torch.get_num_threads()
+        return 1 if self._forked else min(torch.get_num_threads(), _MOST_THREADS)
 
     def record(self) -> list[int | float]:
         """Begin the record of a call, in which nothing is set."""
@@ -99,6 +99,9 @@ class Library:
             raise MemoryError("the native kernel found no working memory")
         assert fault is None, f"the native kernel was called wrongly: {fault!r}"
 
+
+_MOST_THREADS = 1024
+"""As many as the library takes."""
 
 _EMPTY: list[int | float] = [0.0 if kind == "d" else 0 for kind in _kinds]
 _EMPTY[FIELDS["bytes"]] = _RECORD.size

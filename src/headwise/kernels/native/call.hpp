@@ -1,4 +1,4 @@
-// What Python hands over: one flat record of 8-byte fields, in the order of `_FIELDS` in binding.py.
+// What Python hands over: one flat record of 8-byte fields, in the order of `_NAMES` in binding.py.
 #pragma once
 
 #include <cstddef>

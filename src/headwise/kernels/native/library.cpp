@@ -5,15 +5,11 @@
 
 #include "plan.hpp"
 
-#if defined(_WIN32)
-#define HEADWISE_PUBLIC extern "C" __declspec(dllexport)
-#else
 #define HEADWISE_PUBLIC extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace headwise {
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #if defined(HEADWISE_AMX)
 namespace amx { extern const Kernel kernel; }
 #endif
@@ -27,7 +23,7 @@ namespace {
 
 // The fastest first.
 const Kernel* const kernels[] = {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #if defined(HEADWISE_AMX)
     &amx::kernel,
 #endif
@@ -82,7 +78,7 @@ const char* compute(const Call& call, bool (*way)(const Call&, const Plan&, Rese
 }  // namespace
 }  // namespace headwise
 
-// Choose an instruction set by name, or the best with an empty one; false where the machine has it not.
+// Choose an instruction set by name, or the best with an empty one; false where the machine lacks it.
 HEADWISE_PUBLIC int headwise_choose(const char* name) {
     for (const headwise::Kernel* kernel : headwise::kernels) {
         if ((*name == '\0' || std::strcmp(name, kernel->name) == 0) && kernel->usable()) {

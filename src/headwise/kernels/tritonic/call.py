@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headwise.contracts.problem import Problem
+from headwise.kernels.philox import WORDS
 
 __all__ = [
     "INTERPRETED",
@@ -193,4 +194,4 @@ def _added(problem: Problem) -> Added:
 def _dropped(problem: Problem) -> Dropped:
     if problem.rate == 0 or problem.seed is None:
         return Dropped(None, 0, 1.0)
-    return Dropped(flat(problem.seed, torch.int64), round(problem.rate * 65536), 1 - problem.rate or 1.0)
+    return Dropped(flat(problem.seed, torch.int64), round(problem.rate * WORDS), 1 - problem.rate or 1.0)
