@@ -9,9 +9,11 @@ import transformers
 
 from headwise import ConfigError, recipes
 from headwise.cli import main
+from headwise.contracts.layout import HeadId
 from headwise.heads import HeadScores, Plan
 from headwise.models import load
 from headwise.recipes.config import read_run
+from headwise.training import start
 from tests.cli.conftest import TINY, trained
 
 
@@ -120,6 +122,10 @@ def test_numbers_of_heads_are_compared(table, tmp_path, capsys):
     assert capsys.readouterr().out == first
     assert main([*line, "--set", "training.passes=3"]) == 2
     assert "must hold runs of the same settings" in capsys.readouterr().err
+    fewer = tmp_path / "fewer.tsv"
+    fewer.write_text("".join(table.read_text().splitlines(keepends=True)[:-2]))
+    assert main([str(fewer) if word == str(table) else word for word in line]) == 2
+    assert "must hold runs of the same data" in capsys.readouterr().err
     other = [*line, "--set", "model.encoder.d_head=4", "--out", str(tmp_path / "other")]
     assert main(other) == 2
     assert "must have equally many parameters" in capsys.readouterr().err
@@ -223,7 +229,9 @@ def test_pairs_are_scored_one_by_one(pairs, tmp_path, capsys):
         (["prune", "RUN", "--keep", "0", "--out", "OUT"], "`keep` must be above 0"),
         (["prune", "RUN", "--parameters", "5", "--out", "OUT"], "must keep within the limit"),
         (["prune", "RUN", "--scores", "none.json", "--out", "OUT"], "`--scores` must be a file"),
-        (["prune", "RUN", "--out", "RUN"], "must be a new folder"),
+        (["prune", "RUN", "--out", "RUN"], "which holds a run. Choose another."),
+        (["prune", "RUN", "--out", "OUT", "--passes", "2"], "--passes must go with `--train`"),
+        (["prune", "RUN", "--out", "OUT", "--set", "training.passes=1"], "--set must go with `--train`"),
         (["share", "RUN", "--kv-heads", "3", "--out", "OUT"], "`kv_heads` must divide"),
         (["score", "nowhere/at/all"], "must be a folder, minilm, or a name"),
         (["score", "minilm"], "must classify texts or be a model of language"),
@@ -235,6 +243,15 @@ def test_what_cannot_be_is_told(run, table, tmp_path, capsys, words, told):
     places = {"RUN": str(run), "OUT": str(tmp_path / "out"), "TABLE": str(table)}
     assert main([places.get(word, word) for word in words] + given(table)) == 2
     assert told in capsys.readouterr().err
+
+
+def test_scores_of_another_model_are_refused(run, table, tmp_path, capsys):
+    scores = recipes.score(recipes.open_subject(str(run)), str(table), start("cpu"))
+    wider = HeadScores(scores.by, {**scores.scores, HeadId("decoder.layers.0.attention.attend", 0): 1.0})
+    (tmp_path / "scores.json").write_text(wider.to_json())
+    line = ["prune", str(run), "--scores", str(tmp_path / "scores.json"), "--out", str(tmp_path / "out")]
+    assert main([*line, *given(table)]) == 2
+    assert "got some of decoder.layers.0.attention.attend, which it has not" in capsys.readouterr().err
 
 
 def test_a_limit_is_exactly_one(run, table):

@@ -188,6 +188,23 @@ def test_guided_alignment_that_cannot_be_is_told(task, setting, told, tmp_path, 
     assert told in told_by(capsys, 2, "train", task, *given, *asked)
 
 
+def test_a_run_on_named_columns_reads_files_of_lines(translator, tmp_path, capsys):
+    rows = numbers(120)
+    table = tmp_path / "pairs.tsv"
+    table.write_text("en\tfr\n" + "".join(f"{source}\t{target}\n" for source, target in rows))
+    named = ["--source-column", "en", "--target-column", "fr"]
+    line = ["train", "translation", "--data", table, *named, "--out", tmp_path / "run"]
+    said(capsys, *line, *(word for each in (*SETTINGS, "training.passes=2") for word in ("--set", each)))
+    english, french = write_lines(tmp_path, rows[:7])
+    said(capsys, "predict", tmp_path / "run", "--data", english, "--output", tmp_path / "written")
+    assert len((tmp_path / "written").read_text().splitlines()) == 7
+    alone = said(capsys, "evaluate", tmp_path / "run", "--data", english, french)
+    assert said(capsys, "evaluate", tmp_path / "run", "--data", english, french, "--against", translator) != alone
+    assert "_difference" in said(capsys, "evaluate", tmp_path / "run", "--data", table, "--against", translator)
+    told = told_by(capsys, 2, "align", translator, "--data", english, french, "--output", french)
+    assert "which is read" in told
+
+
 def test_unequal_numbers_of_lines_are_told(tmp_path, capsys):
     one, two = write_lines(tmp_path, numbers(30))
     with two.open("a", encoding="utf-8") as file:

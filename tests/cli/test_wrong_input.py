@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from headwise.cli import main
 from tests.cli.conftest import rows_of, trained
@@ -91,11 +93,117 @@ def test_labels_that_training_has_not_seen_are_refused(run, tmp_path, capsys):
         (("--set", "training.keep_best=bleu"), "`keep_best`"),
         (("--set", "model.encoder.vocabulary=7"), "`model.encoder.vocabulary` must be what the data gives"),
         (("--set", 'model.classes=["a", "b"]'), "`model.classes` must be what the data gives, ('bad', 'good')"),
+        (("--seed", str(2**64)), "`seed` must be at most 9223372036854775807"),
+        (("--set", "training.threads=100000"), "`threads` must be at most 1024"),
+        (("--set", "training.warmup=inf"), "`warmup` must be at most"),
+        (("--set", "training.learning_rate=inf"), "`learning_rate` must be above 0 and finite"),
+        (("--set", f"training.passes={'9' * 5000}"), "`training.passes` must be a whole number"),
+        (("--set", "training.shard=true"), "`shard` must have processes to spread over"),
+        (("--dev", "hub:"), "must name a data set"),
     ],
 )
 def test_wrong_flags_are_told(table, tmp_path, capsys, flags, told):
     assert trained(table, tmp_path / "out", *flags) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--init", "pretrained:minilm")], ids=["new", "pretrained"])
+@pytest.mark.parametrize("settings", ["[[training]]\npasses=1\n", 'training = "x"\n', "data = 5\n", "model = 3\n"])
+def test_a_section_that_is_no_table_is_told(table, tmp_path, capsys, settings, more):
+    path = written(tmp_path / "run.toml", settings)
+    line = ["train", "sentiment", "--data", table, "--out", tmp_path / "out", "--config", path, "--seed", 1, *more]
+    assert "must be a table of" in refused(capsys, 2, *line)
+
+
+def test_a_model_beyond_the_memory_is_told(table, tmp_path, capsys):
+    assert trained(table, tmp_path / "out", "--dry-run", "--set", "model.encoder.d_model=1000000000000") == 1
+    assert "headwise: the model and its batches must fit the memory" in capsys.readouterr().err
+
+
+def test_what_is_read_is_not_written_over(run, table, tmp_path, capsys):
+    own = shutil.copy(table, tmp_path / "own.tsv")
+    before = own.read_bytes()
+    for line in (
+        ("predict", run, "--data", own, "--output", own),
+        ("observe", run, "--data", own, "--page", own),
+        ("score", run, "--data", own, "--output", own),
+        ("predict", run, "--data", tmp_path, "--output", own),
+    ):
+        assert "which is read: it would be lost" in refused(capsys, 2, *line)
+    assert own.read_bytes() == before
+
+
+def test_files_that_are_no_runs_are_not_written_over(table, tmp_path, capsys):
+    mine = written(tmp_path / "README.md", "mine")
+    assert trained(table, tmp_path) == 2
+    assert "which holds README.md and no run" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    written(tmp_path / "notes.txt", "mine")
+    mine.unlink()
+    assert trained(table, tmp_path, "--set", "training.passes=1") == 0, "names that a run has not are left alone"
+
+
+@pytest.mark.parametrize("flag", ["--out", "--data", "--dev"])
+def test_a_name_that_is_empty_is_refused(table, tmp_path, capsys, flag):
+    given = {"--data": table, "--out": tmp_path / "out", "--dev": table} | {flag: ""}
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "sentiment", *(str(word) for pair in given.items() for word in pair)])
+    assert ended.value.code == 2
+    assert "must be a name; got an empty one" in capsys.readouterr().err
+
+
+def test_rows_of_another_split_are_no_part_of_the_one_they_are_named_for(table, run, tmp_path, capsys):
+    rows = rows_of(60)
+    words = ["train"] * 40 + ["test"] * 12 + ["validation"] * 8
+    lines = "".join(f"{label}\t{text}\t{word}\n" for (label, text), word in zip(rows, words, strict=True))
+    path = written(tmp_path / "all.tsv", "label\ttext\tsplit\n" + lines)
+    assert main(["train", "sentiment", "--data", str(path), "--dev", str(table), "--dry-run", "--out", "x"]) == 0
+    told = capsys.readouterr()
+    assert "left out 20 rows whose column `split` names another split" in told.err
+    assert "40 train, 60 dev rows" in told.err
+    for word in ("dev", "validation"):
+        assert main(["predict", str(run), "--data", str(path), "--split", word]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_labels_of_several_lines_stay_on_one(tmp_path, capsys):
+    rows = [{"label": {"good": "a\nb\tc", "bad": "<script>|"}[label], "text": text} for label, text in rows_of(60)]
+    path = written(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert trained(path, tmp_path / "out") == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "out"), "--text", rows[0]["text"], "--text", rows[1]["text"]]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split("\t")[0] == r"a\nb\tc"
+    assert [second.split("\t")[0], len(second.split("\t"))] == ["<script>|", 3]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert r"| classes | &lt;script&gt;\|, a\nb\tc |" in card
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda held: held[:20] + b"\xff" * 60 + held[80:], "must be a whole Parquet file"),
+        (lambda held: held[len(held) // 2 :], "must be a whole Parquet file"),
+    ],
+)
+def test_a_damaged_parquet_file_is_told(run, tmp_path, capsys, spoil, told):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": [text for _, text in rows_of(60)]}), path, compression="none")
+    path.write_bytes(spoil(path.read_bytes()))
+    assert told in refused(capsys, 2, "predict", run, "--data", path)
+
+
+def test_a_column_of_parquet_that_stands_twice_is_told(run, tmp_path, capsys):
+    path, texts = tmp_path / "rows.parquet", pa.array(["a", "b"])
+    parquet.write_table(pa.Table.from_arrays([texts, texts], names=["text", "text"]), path)
+    assert "got ['text'] twice" in refused(capsys, 2, "predict", run, "--data", path, "--text-column", "text")
+
+
+def test_texts_that_parquet_holds_as_bytes_are_read(run, tmp_path, capsys):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": [b"a fine, warm thing", b"dull and cold"]}), path)
+    assert main(["predict", str(run), "--data", str(path)]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["good", "bad"]
 
 
 @pytest.mark.parametrize("vectors", ["fine 1 2 3\ndull 1 2\n", "3 4\nfine 1 2 3 4\ndull 1"])

@@ -3,12 +3,17 @@
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from headwise import HeadwiseError
 from headwise.cli import main
+from headwise.web import workers
 from tests.web.processes import Service, everything, head, status_of, until
 
 ASKED = {"texts": ["a lovely film"]}
@@ -29,6 +34,22 @@ def asks_well(service):
 def test_the_command_answers(service):
     asks_well(service)
     assert service.log[0].startswith("serving tiny on http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:7"])
+def test_a_device_that_is_not_there_ends_the_command(folder, device):
+    line = [sys.executable, "-m", "headwise", "serve", f"tiny={folder}", "--port", "0", "--device", device]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "headwise: `device` must be" in done.stderr
+
+
+def test_workers_that_cannot_live_are_not_made_without_end(monkeypatch):
+    monkeypatch.setattr(workers, "_BREATH", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor = workers._Supervisor(lambda: 1 / 0, 1, listening)
+        with pytest.raises(HeadwiseError, match="a worker must live to answer; got 5 one after the other"):
+            supervisor.run()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: "])

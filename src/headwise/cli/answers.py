@@ -46,7 +46,7 @@ def _predict(chosen: Any) -> None:
         raise InputError("texts must come from `--data` or from `--text`; got both. Leave one out.")
     if chosen.resume and None in (chosen.data, chosen.output):
         raise InputError("`--resume` must have `--data` and `--output`; got one at most. Name both files.")
-    check_target(chosen.output, "--output")
+    check_target(chosen.output, "--output", chosen.data or ())
     run = opened(chosen)
     if chosen.align:
         run = replace(run, aligner=recipes.read_aligner(chosen.folder))
@@ -100,7 +100,7 @@ def _lines_of_stdin() -> Iterator[list[str]]:
 
 
 def _align(chosen: Any) -> None:
-    check_target(chosen.output, "--output")
+    check_target(chosen.output, "--output", chosen.data)
     run = opened(chosen)
     if not chosen.folder.is_dir():
         raise InputError(

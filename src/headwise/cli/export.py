@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise import recipes
-from headwise.cli.shared import command
+from headwise.cli.shared import add_out, command
 
 __all__ = ["add_export"]
 
@@ -14,10 +14,10 @@ __all__ = ["add_export"]
 def add_export(commands: Any) -> None:
     """Add `headwise export`."""
     told = "hand a translator or summarizer over to an engine that serves it"
-    parser = command(commands, "export", _export, told, "runs/en-fr --out served/en-fr --type int8")
+    parser = command(commands, "export", _export, told, "runs/en-fr --out served/en-fr --type int8", computes=False)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument("--to", choices=("ctranslate2",), default="ctranslate2", help="the engine; ctranslate2")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; new, or an export")
+    add_out(parser, "folder to write; new, or an export")
     parser.add_argument(
         "--type",
         choices=recipes.TYPES,

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from headwise import recipes
-from headwise.cli.shared import add_columns, add_data, add_task, check_target, command, data_settings, numbers, source
+from headwise.cli.shared import (
+    add_columns,
+    add_data,
+    add_out,
+    add_task,
+    check_target,
+    command,
+    data_settings,
+    numbers,
+    source,
+)
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.heads import HeadScores
@@ -72,7 +82,7 @@ def add_compare(commands: Any) -> None:
     add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
     parser.add_argument("--heads", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
     parser.add_argument("--seeds", type=_number, default=1, metavar="N", help="runs of each, from seed 0 on")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs, table and plot")
+    add_out(parser, "folder of the runs, table and plot")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
     _add_set(parser, "such as training.passes=5")
     add_columns(parser)
@@ -106,10 +116,10 @@ def _add_way(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_further(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the smaller model")
+    add_out(parser, "folder of the smaller model")
     add_data(parser, "--train", "train the smaller model on these; runs of headwise only")
     add_data(parser, "--dev", "texts that choose among its states; a part of --train by default")
-    parser.add_argument("--passes", type=_number, default=1, metavar="N", help="passes of that training")
+    parser.add_argument("--passes", type=_number, metavar="N", help="passes of that training; 1 by default")
     _add_set(parser, "such as training.learning_rate=1e-4; else it is trained as the whole model was")
 
 
@@ -124,7 +134,7 @@ def _opened(chosen: Any, name: str) -> recipes.Subject:
 def _observe(chosen: Any) -> None:
     run = Path(chosen.model)
     page = chosen.page or ((run if (run / "run.json").is_file() else Path()) / "heads.html")
-    check_target(page, "--page")
+    check_target(page, "--page", chosen.data)
     subject, data = _opened(chosen, chosen.model), source(chosen.data)
     with start(chosen.device, subject.precision, threads=chosen.threads) as runtime:
         before = None
@@ -148,7 +158,7 @@ def _scores(chosen: Any, subject: recipes.Subject, runtime: Runtime) -> HeadScor
 
 
 def _score(chosen: Any) -> None:
-    check_target(chosen.output, "--output")
+    check_target(chosen.output, "--output", chosen.data)
     subject = _opened(chosen, chosen.model)
     with start(chosen.device, threads=chosen.threads) as runtime:
         scores = _scores(chosen, subject, runtime)
@@ -203,10 +213,15 @@ def _print_losses(names: Sequence[str], subjects: Sequence[recipes.Subject], los
 
 def _opened_to_change(chosen: Any) -> recipes.Subject:
     """Open the model to be made smaller, when the folder and the further training can be what they are to be."""
-    recipes.check_out(chosen.out, resume=False)
+    recipes.check_out(chosen.out, resume=None)
+    told = [
+        flag for flag, given in (("--passes", chosen.passes), ("--set", chosen.set), ("--dev", chosen.dev)) if given
+    ]
+    if told and not chosen.train:
+        raise InputError(f"{', '.join(told)} must go with `--train`; got no texts to train on. Name them.")
     subject = _opened(chosen, chosen.model)
     if chosen.train:
-        recipes.further(subject, passes=chosen.passes, overrides=chosen.set)
+        recipes.further(subject, passes=chosen.passes or 1, overrides=chosen.set)
     return subject
 
 
@@ -219,7 +234,7 @@ def _target(chosen: Any) -> Path:
 def _trained(chosen: Any, before: recipes.Subject, runtime: Runtime, smaller: recipes.Subject) -> recipes.Subject:
     if not chosen.train:
         return smaller
-    asked: dict[str, Any] = {"passes": chosen.passes, "overrides": chosen.set, "quiet": chosen.quiet}
+    asked: dict[str, Any] = {"passes": chosen.passes or 1, "overrides": chosen.set, "quiet": chosen.quiet}
     recipes.train_on(smaller, _splits(chosen.train, chosen.dev), chosen.out, runtime, **asked)
     return recipes.open_subject(str(chosen.out), data_settings(chosen))
 

@@ -22,10 +22,12 @@ from headwise.cli.heads import add_compare, add_observe, add_prune, add_score, a
 from headwise.cli.shared import (
     add_columns,
     add_data,
+    add_out,
     add_run,
     check_target,
     command,
     data_settings,
+    folder,
     numbers,
     opened,
     source,
@@ -52,9 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended(error, _REFUSED, chosen.debug)
     except (HeadwiseError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         return _ended(error, _FAILED, chosen.debug)
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        return _ended(MemoryError(_TOO_LARGE), _FAILED, chosen.debug)  # what PyTorch raises on a CPU
     except KeyboardInterrupt as error:
         return _ended(error, _STOPPED, chosen.debug)
     return 0
+
+
+_TOO_LARGE = "the model and its batches must fit the memory; got more. Choose a smaller `--size` or `batch_tokens`."
 
 
 def _ended(error: BaseException, code: int, debug: bool) -> int:
@@ -103,9 +112,9 @@ def _add_train(commands: Any) -> None:
     )
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the model; a tenth of the data by default")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    add_out(parser, "folder of the run")
     parser.add_argument(
-        "--init", metavar="FROM", help="random, vectors, pretrained:minilm, pretrained:RUN, FOLDER or HUB_ID"
+        "--init", metavar="FROM", help="random, vectors, pretrained:minilm, FOLDER or HUB_ID; a RUN for pairs"
     )
     parser.add_argument("--vectors", metavar="FILE", help="word vectors to begin from, or glove")
     parser.add_argument(
@@ -139,7 +148,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_tour(commands: Any) -> None:
     told = "walk through attention step by step, with a model's own numbers"
-    parser = command(commands, "tour", _tour, told, '"The animal was tired."')
+    parser = command(commands, "tour", _tour, told, '"The animal was tired."', computes=False)
     parser.add_argument("sentence", metavar="SENTENCE", help="a sentence of your own")
     parser.add_argument(
         "--model", default="auto", metavar="FROM", help="minilm (default), random, a run, a FOLDER or HUB_ID"
@@ -160,7 +169,7 @@ def _add_serve(commands: Any) -> None:
 
 def _add_tune(commands: Any) -> None:
     told = "measure which backend of attention is the fastest here, which `auto` follows then"
-    parser = command(commands, "tune", _tune, told, "")
+    parser = command(commands, "tune", _tune, told, "", computes=False)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="file of the answer; else the cache, where it is found"
     )
@@ -168,12 +177,13 @@ def _add_tune(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    command(commands, "doctor", _doctor, "tell what works on this machine, and which way attention takes", "")
+    told = "tell what works on this machine, and which way attention takes"
+    command(commands, "doctor", _doctor, told, "", computes=False)
 
 
 def _add_demo(commands: Any) -> None:
     parser = command(commands, "demo", _demo, "train on the bundled texts, and see the heads", "--out runs/demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the runs")
+    parser.add_argument("--out", type=folder, default=Path("runs/demo"), metavar="DIR", help="folder of the runs")
 
 
 def _train(chosen: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from headwise.training import Runtime, start
 __all__ = [
     "add_columns",
     "add_data",
+    "add_out",
     "add_run",
     "add_task",
     "check_target",
     "command",
     "data_settings",
+    "folder",
     "numbers",
     "opened",
     "source",
@@ -52,8 +54,10 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
 
-def command(commands: Any, name: str, run: Callable[[Any], None], told: str, example: str) -> argparse.ArgumentParser:
-    """Add a command with what all of them have."""
+def command(
+    commands: Any, name: str, run: Callable[[Any], None], told: str, example: str, *, computes: bool = True
+) -> argparse.ArgumentParser:
+    """Add a command with what all of them have; one that `computes` on a device of the user's choice may be told it."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=told,
@@ -63,7 +67,8 @@ def command(commands: Any, name: str, run: Callable[[Any], None], told: str, exa
         formatter_class=_Help,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    if computes:
+        parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=_threads, default=0, metavar="N", help="threads of each process")
     parser.add_argument("--quiet", action="store_true", help="show results and problems only")
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
@@ -78,7 +83,24 @@ def _threads(text: str) -> int:
 
 def add_data(parser: argparse.ArgumentParser, flag: str, told: str, *, required: bool = False) -> None:
     """Add a flag that names data: one thing, or two files of lines."""
-    parser.add_argument(flag, nargs="+", required=required, metavar="FILE", help=told)
+    parser.add_argument(flag, nargs="+", type=_named, required=required, metavar="FILE", help=told)
+
+
+def add_out(parser: argparse.ArgumentParser, told: str) -> None:
+    """Add the folder that a command writes."""
+    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help=told)
+
+
+def folder(text: str) -> Path:
+    """Read the name of a folder, as the type of a flag."""
+    return Path(_named(text))
+
+
+def _named(text: str) -> str:
+    """Refuse an empty name, as an unset variable of the shell leaves it: it would mean the folder at hand."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a name; got an empty one. Write . for the folder at hand.")
+    return text
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
@@ -139,8 +161,22 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def check_target(path: Path | None, flag: str) -> None:
-    """Refuse a file that cannot be written, before anybody waits for what it is to hold."""
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        told = "is a folder" if path.is_dir() else f"needs the folder {path.parent} to be there and writable"
+def check_target(path: Path | None, flag: str, read: Sequence[str | Path | None] = ()) -> None:
+    """Refuse a file that cannot be written, or is read first, before anybody waits for what it is to hold."""
+    if path is None:
+        return
+    told = ""
+    if path.is_dir():
+        told = "is a folder"
+    elif not os.access(path.parent, os.W_OK):
+        told = f"needs the folder {path.parent} to be there and writable"
+    elif path.exists() and any(path.samefile(each) for each in _files(read)):
+        told = "is read: it would be lost"
+    if told:
         raise InputError(f"`{flag}` must be a file to write; got {path}, which {told}. Choose another.")
+
+
+def _files(named: Sequence[str | Path | None]) -> Iterator[Path]:
+    """List the files that are there under these names, and those in folders of them."""
+    for path in (Path(each).expanduser() for each in named if each is not None):
+        yield from path.iterdir() if path.is_dir() else [path] if path.exists() else []

@@ -66,6 +66,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield beside
         sync(beside)
         beside.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not name what did not fit
+        raise
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)  # a rename is on the disk when its folder is

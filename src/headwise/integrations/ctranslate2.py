@@ -76,7 +76,7 @@ def export_ctranslate2(
     if reasons:
         raise InputError("\n".join(reasons))
     path = Path(folder)
-    if path.is_dir() and any(path.iterdir()) and not (path / "model.bin").is_file():
+    if path.exists() and not _may_be_written(path):
         raise InputError(f"`{path}` must be an empty folder or an earlier export; got other files. Name a new one.")
     with torch.no_grad():
         spec = _specification(model)
@@ -93,6 +93,16 @@ def export_ctranslate2(
     if target_tokenizer is not None:
         target_tokenizer.save(path / "target_tokenizer.json")
     return path
+
+
+_VOCABULARIES = {f"{side}_vocabulary.json" for side in ("shared", "source", "target")}
+
+
+def _may_be_written(path: Path) -> bool:
+    """Tell whether a folder is empty, or holds an export or what is left of one, and nothing else."""
+    held = {each.name for each in path.iterdir()} if path.is_dir() else {str(path)}
+    known = {"model.bin", "config.json", "tokenizer.json", "target_tokenizer.json", *_VOCABULARIES}
+    return not held or (held <= known and not held.isdisjoint(("model.bin", *_VOCABULARIES)))
 
 
 def _refusals(config: Seq2SeqConfig) -> Iterator[str]:

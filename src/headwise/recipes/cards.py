@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,9 +22,14 @@ class Card:
 
     def filled(self, facts: Mapping[str, object], figures: Mapping[str, float]) -> str:
         """Write the card of one model."""
-        told = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+        told = "\n".join(f"| {name} | {_cell(str(value))} |" for name, value in facts.items())
         shown = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items())
         return _CARD.format(tag=self.tag, title=self.title, commands=self.commands, facts=told, figures=shown)
+
+
+def _cell(text: str) -> str:
+    """Escape what Markdown would take for a cell's end or for HTML."""
+    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 _CARD = """---

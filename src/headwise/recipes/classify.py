@@ -271,7 +271,13 @@ def line(answer: Prediction, *, as_json: bool) -> str:
         return json.dumps({"label": None, "skipped": True}) if as_json else "\tskipped"
     if as_json:
         return json.dumps(answer._asdict(), ensure_ascii=False)
-    return "\t".join([answer.label, *(f"{name}={share:.4f}" for name, share in answer.probabilities.items())])
+    shares = (f"{_on_one_line(name)}={share:.4f}" for name, share in answer.probabilities.items())
+    return "\t".join([_on_one_line(answer.label), *shares])
+
+
+def _on_one_line(label: str) -> str:
+    """Write what would break a line or a field of it as an escape; the JSON has labels as they are."""
+    return label.translate({ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
 
 
 def card(run: Run, figures: Mapping[str, float]) -> str:
@@ -279,7 +285,7 @@ def card(run: Run, figures: Mapping[str, float]) -> str:
     assert isinstance(run.model, Classifier), "the run of a classifier"
     encoder = run.model.config.encoder
     facts = {
-        "classes": ", ".join(run.model.config.classes),
+        "classes": ", ".join(map(_on_one_line, run.model.config.classes)),
         "began from": run.config.init,
         "layers": encoder.layers,
         "heads": ", ".join(str(len(names)) for names in encoder.head_names),

@@ -70,34 +70,39 @@ def compare(
 
     Raises:
         ConfigError: when the models have not equally many parameters, before any is trained.
-        InputError: when the folder holds runs of other settings.
+        InputError: when the folder holds runs of other data or settings.
     """
-    sizes = {heads: parameters(plan(source, configs[0], quiet=True).model) for heads, configs in settings.items()}
+    first = {heads: plan(source, configs[0], quiet=True) for heads, configs in settings.items()}
+    data = next(iter(first.values())).prepared.table.key
+    sizes = {heads: parameters(planned.model) for heads, planned in first.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigError(f"models to compare must have equally many parameters; got {sizes}. See `heads`.")
     for heads, configs in settings.items():
         for config in configs:
             folder = out / f"heads-{heads}-seed-{config.training.seed}"
-            found = _done(folder, config)
+            held = {"data": data, "settings": json.loads(json.dumps(asdict(config)))}
+            found = _done(folder, held)
             if found is None:
                 found = _one(plan(source, config, quiet=quiet), heads, folder, runtime, quiet=quiet)
-                held = {"settings": asdict(config), "found": asdict(found)}
-                write_whole(folder / _FILE, (json.dumps(held) + "\n").encode())
+                write_whole(folder / _FILE, (json.dumps(held | {"found": asdict(found)}) + "\n").encode())
             yield found
 
 
-def _done(folder: Path, config: AnyConfig) -> Compared | None:
+def _done(folder: Path, asked: Mapping[str, Any]) -> Compared | None:
     """Read how a model did that was trained before; none where there is none.
 
     Raises:
-        InputError: when it was trained with other settings.
+        InputError: when it was trained on other data or with other settings than is asked.
     """
     path = folder / _FILE
     if not path.is_file():
         return None
     held = json.loads(path.read_text(encoding="utf-8"))
-    if held["settings"] != json.loads(json.dumps(asdict(config))):
-        raise InputError(f"`--out` must hold runs of the same settings; got others in {folder}. Choose another folder.")
+    for name, value in asked.items():
+        if held.get(name) != value:
+            raise InputError(
+                f"`--out` must hold runs of the same {name}; got others in {folder}. Choose another folder."
+            )
     return Compared(**held["found"])
 
 

@@ -17,6 +17,7 @@ from headwise import heads
 from headwise.contracts.files import write_whole
 from headwise.errors import ConfigError, InputError
 from headwise.heads import HeadScores, Plan
+from headwise.heads.gates import seams_of
 from headwise.recipes.config import changed
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
@@ -62,6 +63,8 @@ def plan_heads(subject: Subject, scores: HeadScores, limit: Limit, source: Sourc
     given = [name for name, value in vars(limit).items() if value is not None]
     if len(given) != 1:
         raise ConfigError(f"a plan needs exactly one limit; got {' and '.join(given) or 'none'}. `keep=0.6` is usual.")
+    if others := sorted({head.place for head in scores.scores} - set(seams_of(subject.model))):
+        raise InputError(f"scores must be of this model; got some of {others[0]}, which it has not. Score this model.")
     layout = subject.layout
     if limit.keep is not None:
         return heads.plan(layout, scores, limit.keep)

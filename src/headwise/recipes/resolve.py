@@ -91,9 +91,9 @@ def _going_on(init: str, purpose: str) -> dict[str, Any]:
 
 def _refuse_fixed(kind: type[Any], given: Mapping[str, Any], size: str | None) -> None:
     """Refuse to change what a pretrained model decides."""
-    model: Mapping[str, Any] = given.get("model", {})
+    model, data = ({} if not isinstance(held := given.get(name), Mapping) else held for name in ("model", "data"))
     fixed = ["size"] if size is not None else []
-    fixed += ["data.tokenizer"] if given.get("data", {}).get("tokenizer") else []
+    fixed += ["data.tokenizer"] if data.get("tokenizer") else []
     fixed += [f"model.encoder.{name}" for name in model.get("encoder", {}) if name not in _FREE[kind]]
     fixed += [f"model.{name}" for name in model if kind is PairConfig and name != "encoder"]
     if fixed:
@@ -120,5 +120,8 @@ def _merged(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for table in tables:
         for name, value in table.items():
             old = merged.get(name)
-            merged[name] = _merged([old, value]) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+            if isinstance(old, Mapping) != isinstance(value, Mapping) and old is not None:
+                wrong = value if isinstance(old, Mapping) else old
+                raise ConfigError(f"`{name}` must be a table of settings; got {wrong!r}. Write [{name}] above them.")
+            merged[name] = _merged([old, value]) if isinstance(old, Mapping) else value
     return merged

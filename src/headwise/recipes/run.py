@@ -111,11 +111,19 @@ def was_begun(folder: Path) -> bool:
     return (folder / "training").is_dir()
 
 
-def check_out(out: Path, *, resume: bool) -> None:
+_FILES = ("README.md", "config.json", "run.json", "metrics.json", "tokenizer.json")
+
+
+def check_out(out: Path, *, resume: bool | None) -> None:
     """Refuse a folder that a run cannot be written to, before anybody waits for the data.
 
+    Args:
+        out: the folder.
+        resume: whether to go on with the run in it; `None` where that cannot be asked.
+
     Raises:
-        InputError: when it cannot be written, holds a run that is not to be resumed, or none where one is.
+        InputError: when it cannot be written, holds a run that is not to be resumed, none where one is, or files that
+            are no run's and bear the names of a run's.
     """
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -124,9 +132,11 @@ def check_out(out: Path, *, resume: bool) -> None:
     if resume and not was_begun(out):
         raise InputError(f"`--resume` must go on with a run; got {out}, which holds none. Leave --resume out.")
     if not resume and (out / "model.safetensors").exists():
-        raise InputError(
-            f"`--out` must be a new folder; got {out}, which holds a run. Go on with --resume, or choose another."
-        )
+        remedy = "Choose another" if resume is None else "Go on with --resume, or choose another"
+        raise InputError(f"`--out` must be a new folder; got {out}, which holds a run. {remedy}.")
+    if not resume and not was_begun(out) and (there := [name for name in _FILES if (out / name).exists()]):
+        told = f"{out}, which holds {', '.join(there)} and no run"
+        raise InputError(f"`--out` must be a new folder; got {told}. Choose another, or move them.")
 
 
 @contextmanager

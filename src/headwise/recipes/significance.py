@@ -8,7 +8,7 @@ from typing import Any
 from headwise.errors import InputError
 from headwise.models import Seq2Seq
 from headwise.recipes.rewrite import rewritten, scores
-from headwise.recipes.run import Run
+from headwise.recipes.run import Run, with_data
 from headwise.tasks.sources import Source
 from headwise.training import Runtime
 
@@ -39,10 +39,12 @@ def significance(
             raise InputError(f"both runs must translate, or both summarize; got {told}. Name another run.")
     ours = rewritten(run, source, runtime, split=split)
     if isinstance(against, Run):
+        # Both are given the same data.
+        read = {name: getattr(run.config.data, name) for name in ("source_column", "target_column", "on_error")}
+        against = with_data(against, read)
         theirs = rewritten(against, source, runtime, split=split)
         if theirs.references != ours.references:
-            told = "other texts to be written. Name the columns"
-            raise InputError(f"both runs must be scored on the same pairs; got {told}.")
+            raise InputError("both runs must be scored on the same pairs; got other texts. Name the columns.")
         others = theirs.texts
     else:
         others = _lines(against, len(ours.texts))

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 from headwise.errors import InputError
 
-__all__ = ["Wanted", "find_columns", "split_name"]
+__all__ = ["SPLITS", "Wanted", "find_columns", "split_name"]
 
 _log = logging.getLogger("headwise")
 
-_SPLITS = {
+SPLITS = {
     "train": "train training",
     "dev": "dev development val valid validation eval",
     "test": "test testing",
 }
-_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.split()}
+"""What the splits are called in files, by their usual names."""
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words.split()}
 
 
 @dataclass(frozen=True)

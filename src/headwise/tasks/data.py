@@ -18,7 +18,7 @@ import numpy as np
 
 from headwise.contracts.files import cache_folder
 from headwise.errors import ConfigError, InputError
-from headwise.tasks.columns import Wanted
+from headwise.tasks.columns import Wanted, split_name
 from headwise.tasks.extras import need
 from headwise.tasks.files import key_of
 from headwise.tasks.keeping import LISTED, Keeper
@@ -31,7 +31,7 @@ __all__ = ["Skipped", "Table", "open_table", "split"]
 
 _log = logging.getLogger("headwise")
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Table:
     splits: Mapping[str, np.ndarray]
     """The rows of each split, ascending; `all` for rows that belong to none."""
     skipped: Skipped = field(default_factory=Skipped)
-    """The rows that were left out."""
+    """The rows that were left out as broken."""
+    elsewhere: int = 0
+    """How many rows were left out whose own column `split` puts them into another split than they were named for."""
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
@@ -77,6 +79,7 @@ class Table:
         Raises:
             InputError: when there is no such split.
         """
+        name = split_name(name)
         if name not in self.splits:
             known = ", ".join(self.splits)
             raise InputError(f"the data must have a split `{name}`; got {known}. Name a file for it, or cut one off.")
@@ -141,6 +144,8 @@ def open_table(
     if table.skipped.count:
         more = f"\nand {table.skipped.count - LISTED} more" if table.skipped.count > LISTED else ""
         _log.warning("skipped %d rows:\n%s%s", table.skipped.count, "\n".join(table.skipped.listed), more)
+    if table.elsewhere:
+        _log.warning("left out %d rows whose column `split` names another split", table.elsewhere)
     bare = [part.name for part in parts if part.split != ALL and part.split not in table.splits]
     if bare or not len(table):
         raise InputError(f"{[*bare, parts[0].name][0]} must have at least one good row; got none. Check the file.")
@@ -234,4 +239,5 @@ def _mapped(kept: Path, key: str) -> Table:
         tuple(about["files"]),
         {name: rows for name, rows in splits.items() if len(rows)},
         Skipped(tuple(about["before"]), tuple(about["listed"])),
+        about["elsewhere"],
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from headwise.errors import InputError
-from headwise.tasks.columns import Wanted, find_columns, split_name
+from headwise.tasks.columns import SPLITS, Wanted, find_columns, split_name
 from headwise.tasks.extras import need
 from headwise.tasks.files import progress, written
 from headwise.tasks.readers import Broken, Rows
@@ -32,6 +33,11 @@ def text_of(value: object, want: Wanted) -> str | Broken:
     if isinstance(value, list) and want.separator is not None:
         texts = [text_of(item, want) for item in value]
         value = next((text for text in texts if isinstance(text, Broken)), None) or want.separator.join(map(str, texts))
+    if isinstance(value, bytes):  # as some programs store texts in Parquet files
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return Broken("bytes that are not UTF-8")
     match value:
         case Broken():
             return value
@@ -47,8 +53,6 @@ def text_of(value: object, want: Wanted) -> str | Broken:
             return str(value).lower()
         case int() | float():
             return str(value)
-        case bytes():
-            return Broken("bytes that are not UTF-8")
     return Broken(f"a {type(value).__name__}, which is no text")
 
 
@@ -65,6 +69,7 @@ class Keeper:
         self._bytes = 0
         self._splits: dict[str, int] = {}
         self._rows, self._before, self._listed = 0, list[int](), list[str]()
+        self._elsewhere = 0
 
     def keep(self, parts: Sequence[Part], kept: Path, *, quiet: bool) -> None:
         """Write the Arrow file, then a JSON file that says what is in it and that it is whole.
@@ -92,17 +97,20 @@ class Keeper:
             "splits": list(self._splits),
             "before": self._before,
             "listed": self._listed,
+            "elsewhere": self._elsewhere,
         }
         with written(kept.with_suffix(".json")) as file:
             file.write(json.dumps(about).encode())
 
     def _read(self, rows: Rows, part: Part, number: int, write: Callable[[Any], object]) -> set[str]:
         """Read one table, and give the roles that it has columns for."""
-        found = find_columns(rows.columns, self._wanted, part.name)
+        # Files of lines have no names for their columns that a setting could mean.
+        wanted = [replace(want, name=None) for want in self._wanted] if part.plain else self._wanted
+        found = find_columns(rows.columns, wanted, part.name)
         wants = [want for want in self._wanted if want.role in found]
-        named = part.split == ALL and "split" in rows.columns and "split" not in found.values()
+        named = "split" in rows.columns and "split" not in found.values()
         if named:
-            wants.append(Wanted("split", "split"))
+            wants.append(Wanted("split", "split", may_be_empty=part.split != ALL))
             found["split"] = "split"
         *columns, lines, files, splits = self._held
         texts = [columns[self._wanted.index(want)] for want in wants if want in self._wanted]
@@ -113,6 +121,11 @@ class Keeper:
                 self._leave_out(part.name, line, good)
                 continue
             word = split_name(good.pop()) if named else part.split
+            if part.split != ALL:
+                if word != part.split and word in SPLITS:
+                    self._elsewhere += 1
+                    continue
+                word = part.split
             for column, value in zip(texts, good, strict=True):
                 column.append(value)
             for column in absent:

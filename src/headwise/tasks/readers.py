@@ -74,7 +74,8 @@ def decompressed(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} must be a whole gzip file; got: {error}. Fetch or compress it again.") from error
     except OSError as error:
-        raise InputError(f"{path} must be a file that can be read; got: {error.strerror}. Check the path.") from error
+        told = error.strerror or error
+        raise InputError(f"{path} must be a file that can be read; got: {told}. Check the path.") from error
 
 
 @contextmanager
@@ -328,10 +329,11 @@ class _Parquet:
         pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
         try:
             self._file = parquet.ParquetFile(stream)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path} must be a whole Parquet file; got: {error}. Write it again.") from error
         self.columns = list(self._file.schema_arrow.names)
-        self._path, self._failure = path, pyarrow.ArrowException
+        _header(path, self.columns, None)
+        self._path, self._failure = path, (pyarrow.ArrowException, OSError)
 
     def read(self, names: Sequence[str]) -> Iterator[Record]:
         number = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Part:
     """How much there is to read: bytes of a file."""
     open: Callable[[Callable[[int], object]], AbstractContextManager[Rows]]
     """Open it; the argument is called with how much more has been read."""
+    plain: bool = False
+    """Whether it is files of lines, whose columns have no names of their own."""
 
 
 def find_parts(source: Source) -> list[Part]:
@@ -53,7 +55,7 @@ def find_parts(source: Source) -> list[Part]:
     """
     if isinstance(source, Mapping):
         given = [(split, part) for split, each in source.items() for part in find_parts(each)]
-        return [Part(part.name, split_name(split), part.state, part.size, part.open) for split, part in given]
+        return [replace(part, split=split_name(split)) for split, part in given]
     if not isinstance(source, str | Path):
         return [_lines_part([Path(each).expanduser() for each in source])]
     if str(source).startswith("hub:"):
@@ -80,7 +82,8 @@ def _lines_part(paths: Sequence[Path]) -> Part:
         raise InputError(f"pairs must be one table, or two files of lines; got {told}. Check the paths.")
     sizes = sum(path.stat().st_size for path in paths)
     name = " and ".join(map(str, paths))
-    return Part(name, ALL, [identity(path) for path in paths], sizes, lambda moved: opened_lines(paths, moved))
+    states = [identity(path) for path in paths]
+    return Part(name, ALL, states, sizes, lambda moved: opened_lines(paths, moved), plain=True)
 
 
 def _folder_parts(folder: Path) -> list[Part]:
@@ -106,6 +109,8 @@ def _hub_parts(source: str) -> list[Part]:
     """Load a data set through `datasets`, which fetches it and keeps it in our cache folder."""
     datasets = need("datasets")
     name, _, config = source.removeprefix("hub:").partition(":")
+    if not name:
+        raise InputError(f"`{source}` must name a data set of the Hugging Face hub; got no name. Write hub:NAME.")
     try:
         held = datasets.load_dataset(name, config or None, cache_dir=str(cache_folder() / "hub"))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

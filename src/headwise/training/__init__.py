@@ -2,6 +2,6 @@
 
 from headwise.training.config import TrainingConfig
 from headwise.training.loop import Job, Outcome, train
-from headwise.training.runtime import Runtime, start
+from headwise.training.runtime import Runtime, check_device, start
 
-__all__ = ["Job", "Outcome", "Runtime", "TrainingConfig", "start", "train"]
+__all__ = ["Job", "Outcome", "Runtime", "TrainingConfig", "check_device", "start", "train"]

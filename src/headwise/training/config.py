@@ -74,13 +74,18 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 yield f"`{name}` must be at least {least}; got {value}. {remedy}"
-        if not self.learning_rate > 0:
-            yield f"`learning_rate` must be above 0; got {self.learning_rate}. 5e-4 is usual."
+            elif value is not None and not value <= _MOST.get(name, 2**53):
+                yield f"`{name}` must be at most {_MOST.get(name, 2**53)}; got {value}. {remedy}"
+        if not 0 < self.learning_rate < float("inf"):
+            yield f"`learning_rate` must be above 0 and finite; got {self.learning_rate}. 5e-4 is usual."
         if not 0 <= self.label_smoothing < 1:
             yield f"`label_smoothing` must lie in [0, 1); got {self.label_smoothing}. 0.1 is usual."
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield f"`betas` must be two numbers in [0, 1); got {list(self.betas)}. [0.9, 0.999] is usual."
 
+
+_MOST = {"seed": 2**63 - 1, "threads": 1024, "clip": float("inf")}
+"""The largest values that can be, where it is not 2**53."""
 
 _LEAST = (
     ("passes", 1, "3 is usual for a pretrained model."),

@@ -99,6 +99,10 @@ def train(
         raise InputError(
             f"`out` must be a new folder; got {out}, which holds a run. Resume it (`--resume`), or choose another."
         )
+    if config.shard and not runtime.joined:
+        raise ConfigError(
+            "`shard` must have processes to spread over; got none. Start with torchrun --nproc-per-node N."
+        )
     if config.keep_best and config.keep_best not in job.metrics:
         raise ConfigError(
             f"`keep_best` must be one of {', '.join(job.metrics)}; got {config.keep_best}. Leave it out for the first."

@@ -21,7 +21,7 @@ from torch import distributed
 from headwise.contracts import Scored
 from headwise.errors import ConfigError
 
-__all__ = ["Runtime", "start"]
+__all__ = ["Runtime", "check_device", "start"]
 
 _T = TypeVar("_T")
 
@@ -47,6 +47,11 @@ class Runtime:
     def first(self) -> bool:
         """Tell whether this process writes files and shows progress."""
         return self.rank == 0
+
+    @property
+    def joined(self) -> bool:
+        """Tell whether there is a group of processes, be it of one."""
+        return distributed.is_initialized()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Compute in the run's precision."""
@@ -175,6 +180,16 @@ def _alone(fact: str) -> ConfigError:
         f"each of several processes must know the others, or it would train alone; got {fact}. "
         "Start them with torchrun --nproc-per-node N."
     )
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that cannot be had, and wake no GPU, which a process forked later could not use.
+
+    Raises:
+        ConfigError: for a device that PyTorch does not know, or that is not there.
+    """
+    if name != "auto":
+        _device(name)
 
 
 def _device(name: str) -> torch.device:

@@ -9,15 +9,16 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from headwise.errors import InputError
+from headwise.errors import HeadwiseError, InputError
 from headwise.recipes import Run, open_run
 from headwise.tasks.extras import need
-from headwise.training import Runtime, start
+from headwise.training import Runtime, check_device, start
 from headwise.web.app import application
 from headwise.web.config import ServeConfig
 from headwise.web.connection import patient
@@ -30,6 +31,8 @@ _log = logging.getLogger("headwise")
 
 _BREATH = 0.5
 """Seconds that a worker has to live, so that one which cannot start is not started without end."""
+_TRIES = 5
+"""Workers that may end one after the other before they have lived so long."""
 _SWITCH = 0.0005
 """Seconds after which Python lets another thread on: a model makes many short calls beside a busy event loop."""
 
@@ -68,6 +71,7 @@ def serve(runs: Sequence[str], config: ServeConfig, device: str = "auto") -> Non
     # A process that has computed on several threads cannot be forked: theirs would be missing in the child.
     torch.set_num_threads(1)
     opened = {name: open_run(folder) for name, folder in named_runs(runs).items()}
+    check_device(device)
     listening = _listening(config)
     host, port = listening.getsockname()[:2]
     _log.info("serving %s on http://%s:%d", ", ".join(opened), f"[{host}]" if ":" in host else host, port)
@@ -130,6 +134,7 @@ class _Supervisor:
         self._work, self._count, self._listening = work, count, listening
         self._born: dict[int, float] = {}
         self._ending = False
+        self._stillborn = 0
 
     def run(self) -> None:
         """Fork the workers, and wait until they have ended."""
@@ -161,6 +166,8 @@ class _Supervisor:
                 self._work()
                 status = 0
             finally:
+                if status:
+                    traceback.print_exc()  # what `os._exit` would keep to itself
                 logging.shutdown()
                 os._exit(status)
         self._born[pid] = time.monotonic()
@@ -176,6 +183,11 @@ class _Supervisor:
         if self._ending:
             return
         _log.warning("worker %d ended (%s); another takes its place", pid, _told(status))
+        self._stillborn = self._stillborn + 1 if lived < _BREATH else 0
+        if self._stillborn == _TRIES:
+            self._end()
+            told = f"{_TRIES} one after the other that ended within {_BREATH} s"
+            raise HeadwiseError(f"a worker must live to answer; got {told}. See what they wrote above.")
         if lived < _BREATH:
             time.sleep(_BREATH)
         self._fork()
