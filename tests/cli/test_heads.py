@@ -7,13 +7,13 @@ import pytest
 import torch
 import transformers
 
-from headwise import ConfigError, recipes
+from headwise import ConfigError, InputError, recipes
 from headwise.cli import main
 from headwise.contracts.layout import HeadId
 from headwise.heads import HeadScores, Plan
 from headwise.models import load
 from headwise.recipes.config import read_run
-from headwise.training import start
+from headwise.training import Runtime, start
 from tests.cli.conftest import TINY, trained
 
 
@@ -243,6 +243,39 @@ def test_what_cannot_be_is_told(run, table, tmp_path, capsys, words, told):
     places = {"RUN": str(run), "OUT": str(tmp_path / "out"), "TABLE": str(table)}
     assert main([places.get(word, word) for word in words] + given(table)) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_further_training_that_was_cut_off_is_told_before_anything_is_computed(run, table, tmp_path, capsys):
+    line = ["prune", str(run), *given(table, "--train", table, "--out", tmp_path / "out")]
+    for left in ("untrained/model.safetensors", "training/state-000001/state.json"):
+        path = tmp_path / "out" / left
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+        assert main(line) == 2
+        told = capsys.readouterr()
+        assert "which holds a run. Choose another." in told.err
+        assert "keep" not in told.out, "nothing was scored and planned"
+        path.unlink()
+
+
+def test_several_processes_do_not_compare_or_cut(run, table):
+    with pytest.raises(InputError, match="must be compared by one process; got 2"):
+        next(recipes.compare(str(table), {}, run, Runtime(torch.device("cpu"), processes=2)))
+    with pytest.raises(InputError, match="must be scored by one process; got 2"):
+        recipes.score(recipes.open_subject(str(run)), str(table), Runtime(torch.device("cpu"), processes=2))
+
+
+def test_torn_files_of_scores_and_comparisons_are_told(run, table, tmp_path, capsys):
+    (tmp_path / "scores.json").write_bytes(b"\xff\xfe")
+    line = ["prune", str(run), "--scores", str(tmp_path / "scores.json"), "--out", str(tmp_path / "out")]
+    assert main([*line, *given(table)]) == 2
+    assert "scores must be JSON of format 1" in capsys.readouterr().err
+    torn = tmp_path / "compared" / "heads-1-seed-0" / "compared.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"format": 1')
+    settings = [word for each in TINY if "heads" not in each for word in ("--set", each)]
+    assert main(["compare", "sentiment", *given(table, "--heads", "1", "--out", torn.parents[1], *settings)]) == 2
+    assert "compared.json` must be JSON of format 1" in capsys.readouterr().err
 
 
 def test_scores_of_another_model_are_refused(run, table, tmp_path, capsys):

@@ -5,9 +5,14 @@ import random
 import shutil
 
 import pytest
+import torch
 
+from headwise import recipes
 from headwise.cli import main
 from headwise.data import pairs, reports
+from headwise.models import for_inference
+from headwise.recipes import run as run_module
+from headwise.training import start
 from tests.cli.conftest import TINY
 from tests.cli.test_faults import told_by
 
@@ -217,6 +222,29 @@ def test_an_empty_side_is_told_with_its_row(tmp_path, capsys):
     rows = [*numbers(30), ("one", ""), ("two", "deux")]
     told = told_by(capsys, 2, "train", "translation", "--data", *write_lines(tmp_path, rows), "--out", tmp_path / "run")
     assert "31" in told
+
+
+def test_a_writer_that_begins_from_nobody_is_told(tmp_path, capsys):
+    for name in ("", ":"):
+        line = ["train", "translation", "--data", *write_lines(tmp_path, numbers(20)), "--out", tmp_path / "out"]
+        told = told_by(capsys, 2, *line, "--init", f"pretrained:{name}")
+        assert "`init` must be random, vectors or pretrained:NAME; got 'pretrained:" in told
+
+
+def test_lines_are_answered_by_a_model_that_was_packed_once(translator, monkeypatch):
+    made, opened = [], recipes.open_run(translator)
+    monkeypatch.setattr(
+        run_module, "for_inference", lambda *given, **named: made.append(1) or for_inference(*given, **named)
+    )
+    with start("cpu") as runtime:
+        first = [recipes.predict_texts(opened, [text], runtime) for text in ("one two", "six", "one two")]
+        assert len(made) == 1
+        with torch.no_grad():
+            opened.model.encoder.tokens.table.weight.mul_(-1)
+        changed = recipes.predict_texts(opened, ["one two"], runtime)
+    assert len(made) == 2
+    assert first[0] == first[2]
+    assert first[0] != changed
 
 
 def test_a_beam_of_nothing_is_told(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What goes wrong is told in a line a problem, ends with the right code, and harms nothing."""
 
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -108,7 +109,9 @@ def test_wrong_flags_are_told(table, tmp_path, capsys, flags, told):
 
 
 @pytest.mark.parametrize("more", [(), ("--init", "pretrained:minilm")], ids=["new", "pretrained"])
-@pytest.mark.parametrize("settings", ["[[training]]\npasses=1\n", 'training = "x"\n', "data = 5\n", "model = 3\n"])
+@pytest.mark.parametrize(
+    "settings", ["[[training]]\npasses=1\n", 'training = "x"\n', "data = 5\n", "model = 3\n", "[model]\nencoder = 5\n"]
+)
 def test_a_section_that_is_no_table_is_told(table, tmp_path, capsys, settings, more):
     path = written(tmp_path / "run.toml", settings)
     line = ["train", "sentiment", "--data", table, "--out", tmp_path / "out", "--config", path, "--seed", 1, *more]
@@ -247,12 +250,16 @@ def test_out_must_be_a_folder(table, tmp_path, capsys):
     path = written(tmp_path / "file", "x")
     assert trained(table, path) == 2
     assert "must be a folder" in capsys.readouterr().err
+    assert "is not a folder" in refused(capsys, 2, "demo", "--out", path)
 
 
 def test_what_cannot_be_written_is_told(run, table, tmp_path, capsys):
     told = refused(capsys, 2, "predict", run, "--data", table, "--output", tmp_path / "none" / "answers.tsv")
     assert "answers.tsv" in told
     assert "is a folder" in refused(capsys, 2, "observe", run, "--data", table, "--page", tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    told = refused(capsys, 2, "predict", run, "--data", table, "--output", tmp_path / "pipe")
+    assert "is no ordinary file" in told
 
 
 def test_debug_shows_where(tmp_path, capsys):

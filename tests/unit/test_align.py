@@ -29,10 +29,10 @@ def reversed_pairs(count, seed=0):
 class Looker(nn.Module):
     """Attend with four heads: three look at random places or at one fixed place, one where the reversal is."""
 
-    def __init__(self, *, reads, layers=2):
+    def __init__(self, *, reads, layers=2, names=range(4)):
         super().__init__()
         self.reads = reads
-        self.seams = nn.ModuleList(Attend(range(4)) for _ in range(layers))
+        self.seams = nn.ModuleList(Attend(names) for _ in range(layers))
 
     def forward(self, source_BK, source_length_B, target_BT, target_length_B):
         keys = source_BK.shape[1]
@@ -60,6 +60,13 @@ def test_the_head_that_aligns_is_found_without_gold(reads):
     assert aligner.sure == 1
     assert len(aligner.table) == 16
     assert [sorted(links) for links in align(model, pairs, aligner, special=[STOP])] == [sorted(x) for x in gold(pairs)]
+
+
+def test_heads_that_align_go_by_their_names():
+    pairs, model = reversed_pairs(60), Looker(reads=False, names=(5, 0, 7, 2))
+    aligner = find_heads(model, [pairs], Lexicon([reversed_pairs(400, seed=2)]))
+    assert aligner.heads == (AligningHead("seams.1", 7, False),)
+    assert "seams.1 head 7" in str(aligner)
 
 
 def test_a_word_that_looks_at_a_special_token_gets_no_link():

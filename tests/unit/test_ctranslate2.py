@@ -103,6 +103,14 @@ def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="must be an empty folder"):
         export_ctranslate2(built(MODELS["marian"]), Letters(), tmp_path)
+    with pytest.raises(InputError, match="must be an empty folder"):
+        export_ctranslate2(built(MODELS["marian"]), Letters(), tmp_path / "thesis.txt")
+
+
+def test_an_export_that_broke_off_is_written_over(tmp_path):
+    (tmp_path / "shared_vocabulary.json").write_text("")
+    export_ctranslate2(built(MODELS["marian"]), Letters(), tmp_path)
+    assert (tmp_path / "model.bin").stat().st_size
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):

@@ -4,6 +4,8 @@ import csv
 import gzip
 import json
 import os
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -186,6 +188,7 @@ BROKEN = [
         r"column `label` .* a dict, which is no text",
     ),
     ("a.jsonl", b'{"label": 1, "text": "a"}\n{"label": 1, "text": "\\ud800"}\n', r"row 2 must .* half of a surrogate"),
+    ("a.jsonl", b'{"label": 1, "text": "a"}\n{"label": ["\\ud800"], "text": "b"}\n', r"row 2 must .* a surrogate"),
     (
         "a.jsonl",
         b'{"label": 1, "text": "a"}\n{"label": 1, "text": "\\u0000b"}\n',
@@ -214,6 +217,20 @@ def test_broken_values_in_parquet_are_found(tmp_path):
     parquet.write_table(pyarrow.table({"text": texts, "label": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"row 2, column `text` .* bytes that are not UTF-8"):
         opened(tmp_path / "a.parquet")
+
+
+def test_a_full_disk_under_the_cache_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
+    path = tmp_path / "a.tsv"
+    path.write_text("label\ttext\n" + "".join(f"1\ttext {os.urandom(40).hex()}\n" for _ in range(5_000)))
+    free = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, free[1]))
+    try:
+        with pytest.raises(InputError, match=r"arrow` must be writable; got .*HEADWISE_CACHE"):
+            opened(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, free)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_the_first_skipped_rows_are_listed(tmp_path):

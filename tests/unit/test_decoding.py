@@ -201,6 +201,12 @@ def test_forbidding_every_token_is_named():
         write(replace(GREEDY, suppress=tuple(range(VOCABULARY))))
 
 
+@pytest.mark.parametrize("token", [-1, VOCABULARY])
+def test_tokens_beyond_the_vocabulary_cannot_be_suppressed(token):
+    with pytest.raises(ConfigError, match=r"`suppress` must name tokens of the vocabulary, 0 to 4"):
+        write(replace(GREEDY, suppress=(token,)))
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="`decode` must have a model"):
         decode([], torch.zeros(1, 1), torch.ones(1), GREEDY, begin=BEGIN, end=END)

@@ -315,7 +315,7 @@ def test_drawing_changes_no_output():
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_tour_tells_what_the_layer_does(norm, tmp_path):
-    encoder = encoder_of(norm=norm, positions="sinusoidal")
+    encoder = encoder_of(norm=norm, positions="sinusoidal", scale_embedding=norm == "pre")
     ids = [5, 7, 9, 5]
     walked = walk("a model", encoder, ("a", UGLY, "c", "a"), ids)
     layer, x_BTM = encoder.layers[0], encoder.embed(torch.tensor([ids]))
@@ -324,6 +324,7 @@ def test_the_tour_tells_what_the_layer_does(norm, tmp_path):
         added = x_BTM + layer.attention(inner)
         wanted = added if norm == "pre" else layer.attention_norm(added)
     torch.testing.assert_close(walked.output_TM, wanted[0])
+    torch.testing.assert_close(walked.word_TM + walked.place_TM, walked.x_TM)
     torch.testing.assert_close(walked.score_HTT.softmax(-1), walked.weights_HTT)
     walked.write(tmp_path / "tour.html")
     page = Page((tmp_path / "tour.html").read_text(encoding="utf-8"))

@@ -104,6 +104,13 @@ def test_a_text_may_have_several_labels(tmp_path):
     assert predictions[0].probabilities["c"] == pytest.approx(torch.tensor(-9.0).sigmoid().item())
 
 
+def test_a_label_of_a_list_holds_no_separator(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one", "label": ["a,b", "c"]}) + "\n")
+    with pytest.raises(InputError, match=r"row 1, column `label` .* an item with ',' in it"):
+        prepared(path, label_separator=",", dev=0)
+
+
 def test_predictions_name_the_likeliest_class():
     (prediction,) = Labels(("x", "y", "z")).predictions(torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.bfloat16))
     assert prediction.label == "y"

@@ -115,6 +115,14 @@ def test_long_texts_are_cut_and_counted():
         tokenizer.encode(["a"], max_tokens=2, ends=True)
 
 
+def test_the_file_of_a_tokenizer_has_not_the_limit_of_the_last_call():
+    tokenizer = trained(["a b c d e"])
+    fresh = tokenizer.json
+    tokenizer.encode(["a b c"], max_tokens=2)
+    assert tokenizer.json == fresh
+    assert json.loads(fresh)["truncation"] is None
+
+
 def test_every_text_has_a_token_and_none_is_special():
     tokenizer = trained(["a b"])
     assert tokenizer.encode(["", "zzz"], max_tokens=5).ids == [[1], [1]]
@@ -153,6 +161,14 @@ def test_the_tokenizer_of_a_pretrained_model_is_loaded(tmp_path, form):
     assert tokenizer.offsets("Good films", max_tokens=9) == [(0, 0), (0, 4), (5, 9), (9, 10), (0, 0)]
     assert tokenizer.decode([2, 5, 6, 7, 3]) == "good films"
     assert (tokenizer.unknown_id, tokenizer.begin_id, tokenizer.end_id) == (1, 2, 3)
+
+
+def test_broken_settings_beside_a_vocabulary_are_told(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    for broken in ("{", "[]", "\xff"):
+        (tmp_path / "tokenizer_config.json").write_bytes(broken.encode("latin-1"))
+        with pytest.raises(InputError, match=r"tokenizer_config\.json` must be a JSON object"):
+            Tokenizer.pretrained(str(tmp_path))
 
 
 def test_the_tokenizer_of_the_hub_is_loaded_through_transformers(monkeypatch):

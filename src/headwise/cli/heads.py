@@ -18,7 +18,9 @@ from headwise.cli.shared import (
     command,
     data_settings,
     numbers,
+    positive,
     source,
+    splits,
 )
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
@@ -81,7 +83,7 @@ def add_compare(commands: Any) -> None:
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
     parser.add_argument("--heads", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
-    parser.add_argument("--seeds", type=_number, default=1, metavar="N", help="runs of each, from seed 0 on")
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs of each, from seed 0 on")
     add_out(parser, "folder of the runs, table and plot")
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
     _add_set(parser, "such as training.passes=5")
@@ -91,12 +93,6 @@ def add_compare(commands: Any) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number; got {text}. 0 is none.")
-    return int(text)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. 1 is usual.")
     return int(text)
 
 
@@ -119,7 +115,7 @@ def _add_further(parser: argparse.ArgumentParser) -> None:
     add_out(parser, "folder of the smaller model")
     add_data(parser, "--train", "train the smaller model on these; runs of headwise only")
     add_data(parser, "--dev", "texts that choose among its states; a part of --train by default")
-    parser.add_argument("--passes", type=_number, metavar="N", help="passes of that training; 1 by default")
+    parser.add_argument("--passes", type=positive, metavar="N", help="passes of that training; 1 by default")
     _add_set(parser, "such as training.learning_rate=1e-4; else it is trained as the whole model was")
 
 
@@ -171,10 +167,11 @@ def _score(chosen: Any) -> None:
 def _prune(chosen: Any) -> None:
     subject = _opened_to_change(chosen)
     with start(chosen.device, threads=chosen.threads) as runtime:
+        recipes.alone(runtime, "a model must be cut")
         if chosen.scores is None:
             scores = _scores(chosen, subject, runtime)
         elif chosen.scores.is_file():
-            scores = HeadScores.from_json(chosen.scores.read_text(encoding="utf-8"))
+            scores = HeadScores.from_json(chosen.scores.read_bytes())
         else:
             raise InputError(f"`--scores` must be a file of `headwise score`; got {chosen.scores}. Check the path.")
         names = ("keep", "parameters", "milliseconds", "loss")
@@ -194,6 +191,7 @@ def _share(chosen: Any) -> None:
         raise InputError("the best heads are found on data; got none. Name texts with their answers by --data.")
     subject = _opened_to_change(chosen)
     with start(chosen.device, threads=chosen.threads) as runtime:
+        recipes.alone(runtime, "heads must be shared")
         scores, losses = None, []
         if chosen.by == "best":
             scores = recipes.score(subject, source(chosen.data), runtime, split=chosen.split)
@@ -213,7 +211,8 @@ def _print_losses(names: Sequence[str], subjects: Sequence[recipes.Subject], los
 
 def _opened_to_change(chosen: Any) -> recipes.Subject:
     """Open the model to be made smaller, when the folder and the further training can be what they are to be."""
-    recipes.check_out(chosen.out, resume=None)
+    for folder in {chosen.out, _target(chosen)}:
+        recipes.check_out(folder, resume=None)
     told = [
         flag for flag, given in (("--passes", chosen.passes), ("--set", chosen.set), ("--dev", chosen.dev)) if given
     ]
@@ -235,16 +234,11 @@ def _trained(chosen: Any, before: recipes.Subject, runtime: Runtime, smaller: re
     if not chosen.train:
         return smaller
     asked: dict[str, Any] = {"passes": chosen.passes or 1, "overrides": chosen.set, "quiet": chosen.quiet}
-    recipes.train_on(smaller, _splits(chosen.train, chosen.dev), chosen.out, runtime, **asked)
+    recipes.train_on(smaller, splits(chosen.train, chosen.dev), chosen.out, runtime, **asked)
     return recipes.open_subject(str(chosen.out), data_settings(chosen))
 
 
-def _splits(train: Sequence[str], dev: Sequence[str] | None) -> Any:
-    return {"train": source(train), "dev": source(dev)} if dev else source(train)
-
-
 def _compare(chosen: Any) -> None:
-    splits = _splits(chosen.data, chosen.dev)
     settings = {
         heads: [
             recipes.resolve(
@@ -260,7 +254,7 @@ def _compare(chosen: Any) -> None:
     found = []
     training = settings[chosen.heads[0]][0].training
     with start(chosen.device, training.precision, threads=chosen.threads or training.threads) as runtime:
-        for each in recipes.compare(splits, settings, chosen.out, runtime, quiet=chosen.quiet):
+        for each in recipes.compare(splits(chosen.data, chosen.dev), settings, chosen.out, runtime, quiet=chosen.quiet):
             found.append(each)
             figures = ", ".join(f"{name} {value:.4f}" for name, value in each.figures.items())
             print(f"{each.heads} heads, seed {each.seed}: {figures}; gap {each.gap:.4f}; {each.seconds:.0f} s")

@@ -31,6 +31,7 @@ from headwise.cli.shared import (
     numbers,
     opened,
     source,
+    splits,
     started,
 )
 from headwise.contracts import settings
@@ -197,11 +198,9 @@ def _train(chosen: Any) -> None:
     )
     if not chosen.dry_run:
         recipes.check_out(chosen.out, resume=chosen.resume)
-    data = source(chosen.data)
-    splits = {"train": data, "dev": source(chosen.dev)} if chosen.dev else data
     training = config.training
     with start(chosen.device, training.precision, threads=training.threads) as runtime:
-        planned = recipes.plan(splits, config, quiet=chosen.quiet or not runtime.first)
+        planned = recipes.plan(splits(chosen.data, chosen.dev), config, quiet=chosen.quiet or not runtime.first)
         if chosen.dry_run:
             if runtime.first:
                 print("\n".join(recipes.describe(planned)))
@@ -276,6 +275,7 @@ def _doctor(chosen: Any) -> None:
 
 
 def _demo(chosen: Any) -> None:
+    recipes.check_folder(chosen.out)
     with start(chosen.device, threads=chosen.threads) as runtime:
         for line in recipes.demo(chosen.out, runtime, quiet=chosen.quiet):
             print(line, flush=True)

@@ -24,7 +24,9 @@ __all__ = [
     "folder",
     "numbers",
     "opened",
+    "positive",
     "source",
+    "splits",
     "started",
 ]
 
@@ -69,15 +71,16 @@ def command(
     parser.set_defaults(run=run)
     if computes:
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=_threads, default=0, metavar="N", help="threads of each process")
+    parser.add_argument("--threads", type=positive, default=0, metavar="N", help="threads of each process")
     parser.add_argument("--quiet", action="store_true", help="show results and problems only")
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
 
 
-def _threads(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number from 1, as the type of a flag."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. Leave it out for all.")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}. See --help.")
     return int(text)
 
 
@@ -153,6 +156,11 @@ def source(files: Sequence[str]) -> Any:
     return files[0] if len(files) == 1 else files
 
 
+def splits(train: Sequence[str], dev: Sequence[str] | None) -> Any:
+    """Give the texts of a training, and those that choose among its states where they are named."""
+    return {"train": source(train), "dev": source(dev)} if dev else source(train)
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Read numbers with commas between them, as the type of a flag."""
     parts = text.split(",")
@@ -168,6 +176,8 @@ def check_target(path: Path | None, flag: str, read: Sequence[str | Path | None]
     told = ""
     if path.is_dir():
         told = "is a folder"
+    elif path.exists() and not path.is_file():
+        told = "is no ordinary file, and would be replaced by one"
     elif not os.access(path.parent, os.W_OK):
         told = f"needs the folder {path.parent} to be there and writable"
     elif path.exists() and any(path.samefile(each) for each in _files(read)):

@@ -72,6 +72,12 @@ class RelativeBias:
     max_distance: int = 128
     """Distance from which on all keys share the last bucket."""
 
+    @staticmethod
+    def possible(buckets: int, max_distance: int, *, bidirectional: bool) -> bool:
+        """Tell whether each direction has a bucket of one distance, and distances beyond those for the rest."""
+        exact = buckets // (4 if bidirectional else 2)
+        return exact >= 1 and max_distance > exact
+
     def by_distance(self) -> Tensor:
         """Spread the table over the relative positions `-max_distance` to `max_distance`: shape (H, N)."""
         return self.table_NH[_relative_buckets(self)].transpose(0, 1)

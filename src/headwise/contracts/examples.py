@@ -35,9 +35,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device."""
-        moved = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device, non_blocking=True), self)
-        assert isinstance(moved, Batch), "a tree keeps its kind"
-        return moved
+        return _moved(self, device)
 
 
 @plain
@@ -57,9 +55,12 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> PairBatch:
         """Copy to a device."""
-        moved = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device, non_blocking=True), self)
-        assert isinstance(moved, PairBatch), "a tree keeps its kind"
-        return moved
+        return _moved(self, device)
+
+
+def _moved(batch: _Held, device: torch.device | str) -> _Held:
+    moved: _Held = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    return moved
 
 
 def twice(batch: _Held) -> _Held:

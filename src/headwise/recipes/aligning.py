@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from headwise.contracts.files import write_whole
+from headwise.contracts.files import read_format, write_whole
 from headwise.errors import InputError
 from headwise.models import Seq2Seq
 from headwise.recipes.batches import checked_texts, in_batches
@@ -131,13 +131,13 @@ def read_aligner(folder: Path) -> Aligner:
         InputError: when none was found yet, or the file is torn.
     """
     path = folder / _FILE
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        told = f"heads that align; got no {_FILE} in it"
+        raise InputError(f"{folder} must know {told}. Run `headwise align {folder} --data TRAIN` first.")
+
+    def read(held: Any) -> Aligner:
         heads = tuple(AligningHead(*head) for head in held["heads"])
         table = {AligningHead(*head): agreement for *head, agreement in held["table"]}
         return Aligner(heads, held["agreement"], held["sure"], table)
-    except OSError as error:
-        told = f"heads that align; got no {_FILE} in it"
-        raise InputError(f"{folder} must know {told}. Run `headwise align {folder} --data TRAIN` first.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} must be whole; got: {error}. Run `headwise align` again.") from error
+
+    return read_format(path.read_bytes(), _FORMAT, read, f"`{path}`", "Run `headwise align` again.")

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from headwise.contracts import Batch, Scored, twice
 from headwise.errors import ConfigError, InputError
-from headwise.models import Classifier, load_classifier, load_encoder, locate
+from headwise.models import Classifier, load_classifier, locate
+from headwise.models.pretrained import encoder_config
 from headwise.recipes.batches import all_logits, batches_of_pass, checked_texts
 from headwise.recipes.beginnings import Freeze, put, vectors_of
 from headwise.recipes.cards import Card
@@ -79,7 +80,7 @@ def plan(source: Source, config: RunConfig, *, quiet: bool = False) -> Plan:
 
 def _fitting(config: RunConfig, pretrained: str) -> RunConfig:
     """Keep texts within the positions that a pretrained encoder has learned."""
-    asked, most = config.data.max_tokens, load_encoder(pretrained).config.max_positions
+    asked, most = config.data.max_tokens, encoder_config(pretrained).max_positions
     if asked <= most:
         return config
     _log.warning("data.max_tokens is %d, as many as %s has positions, and not %d", most, pretrained, asked)

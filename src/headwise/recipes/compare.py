@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headwise.contracts import Scored
-from headwise.contracts.files import write_whole
+from headwise.contracts.files import read_format, write_whole
 from headwise.errors import ConfigError, InputError
 from headwise.heads import observe
 from headwise.recipes.batches import in_batches
@@ -22,13 +22,14 @@ from headwise.recipes.kinds import kind_of
 from headwise.recipes.plans import Plan
 from headwise.recipes.plot import lines_svg
 from headwise.recipes.prune import parameters
+from headwise.recipes.score import alone
 from headwise.recipes.train import plan, train
 from headwise.tasks.sources import Source
 from headwise.training import Runtime
 
 __all__ = ["Compared", "compare", "table_of", "write_comparison"]
 
-_TOKENS, _FILE = 2048, "compared.json"
+_TOKENS, _FILE, _FORMAT = 2048, "compared.json", 1
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def compare(
 
     Raises:
         ConfigError: when the models have not equally many parameters, before any is trained.
-        InputError: when the folder holds runs of other data or settings.
+        InputError: when the folder holds runs of other data or settings, or there are several processes.
     """
+    alone(runtime, "numbers of heads must be compared")
     first = {heads: plan(source, configs[0], quiet=True) for heads, configs in settings.items()}
     data = next(iter(first.values())).prepared.table.key
     sizes = {heads: parameters(planned.model) for heads, planned in first.items()}
@@ -84,7 +86,8 @@ def compare(
             found = _done(folder, held)
             if found is None:
                 found = _one(plan(source, config, quiet=quiet), heads, folder, runtime, quiet=quiet)
-                write_whole(folder / _FILE, (json.dumps(held | {"found": asdict(found)}) + "\n").encode())
+                kept = {"format": _FORMAT, **held, "found": asdict(found)}
+                write_whole(folder / _FILE, (json.dumps(kept) + "\n").encode())
             yield found
 
 
@@ -97,13 +100,15 @@ def _done(folder: Path, asked: Mapping[str, Any]) -> Compared | None:
     path = folder / _FILE
     if not path.is_file():
         return None
-    held = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in asked.items():
-        if held.get(name) != value:
-            raise InputError(
-                f"`--out` must hold runs of the same {name}; got others in {folder}. Choose another folder."
-            )
-    return Compared(**held["found"])
+
+    def read(held: Any) -> tuple[Compared, list[str]]:
+        return Compared(**held["found"]), [name for name, value in asked.items() if held[name] != value]
+
+    found, other = read_format(path.read_bytes(), _FORMAT, read, f"`{path}`", "Delete it, or choose another folder.")
+    if other:
+        told = f"the same {other[0]}; got others in {folder}"
+        raise InputError(f"`--out` must hold runs of {told}. Choose another folder.")
+    return found
 
 
 def _one(planned: Plan, heads: int, folder: Path, runtime: Runtime, *, quiet: bool) -> Compared:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from headwise.contracts import settings
 from headwise.errors import ConfigError, InputError
 from headwise.models import ClassifierConfig
-from headwise.recipes.pair_config import PRETRAINED, PairConfig
+from headwise.recipes.pair_config import PRETRAINED, PairConfig, beginning_problems
 from headwise.tasks.sentiment import SentimentSettings
 from headwise.training import TrainingConfig
 
@@ -41,14 +41,7 @@ class RunConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each value that cannot be."""
-        if self.init not in ("random", "vectors") and not self.init.removeprefix(PRETRAINED).strip(":"):
-            yield f"`init` must name a model after `{PRETRAINED}`; got {self.init!r}. Try pretrained:minilm."
-        elif self.init not in ("random", "vectors") and not self.init.startswith(PRETRAINED):
-            yield f"`init` must be random, vectors or {PRETRAINED}NAME; got {self.init!r}. Try pretrained:minilm."
-        if (self.init == "vectors") != bool(self.vectors):
-            yield f'`vectors` goes with init = "vectors"; got {self.vectors!r} and {self.init!r}. Set both or neither.'
-        if self.frozen_passes < -1:
-            yield f"`frozen_passes` must be at least -1; got {self.frozen_passes}. 0 tunes the vectors from the start."
+        yield from beginning_problems(self.init, self.vectors, self.frozen_passes, "Try pretrained:minilm.")
         if self.training.guided_alignment:
             told = f"a model with cross attention; got a classifier and {self.training.guided_alignment}"
             yield f"`training.guided_alignment` teaches a head of {told}. Leave it out."

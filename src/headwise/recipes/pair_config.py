@@ -11,7 +11,7 @@ from headwise.tasks.decoding import Decoding
 from headwise.tasks.pairs import PairSettings
 from headwise.training import TrainingConfig
 
-__all__ = ["PRETRAINED", "PairConfig", "pair_defaults"]
+__all__ = ["PRETRAINED", "PairConfig", "beginning_problems", "pair_defaults"]
 
 PRETRAINED = "pretrained:"
 
@@ -42,12 +42,8 @@ class PairConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each value that cannot be."""
-        if self.init not in ("random", "vectors", "pretrained") and not self.init.startswith(PRETRAINED):
-            yield f"`init` must be random, vectors or {PRETRAINED}NAME; got {self.init!r}. Leave it out for random."
-        if (self.init == "vectors") != bool(self.vectors):
-            yield f'`vectors` goes with init = "vectors"; got {self.vectors!r} and {self.init!r}. Set both or neither.'
-        if self.frozen_passes < -1:
-            yield f"`frozen_passes` must be at least -1; got {self.frozen_passes}. 0 tunes the vectors from the start."
+        if self.init != "pretrained":
+            yield from beginning_problems(self.init, self.vectors, self.frozen_passes, "Leave it out for random.")
         if self.sample < -1:
             yield f"`sample` must be at least -1; got {self.sample}. 200 is usual."
         if self.sample == 0 and self.training.keep_best not in ("", "loss"):
@@ -58,6 +54,17 @@ class PairConfig:
         if self.training.compile and self.training.guided_alignment:
             told = "a model that is not compiled; got `training.compile` beside it"
             yield f"`training.guided_alignment` teaches a head of {told}. Set one of both to false or 0."
+
+
+def beginning_problems(init: str, vectors: str, frozen_passes: int, remedy: str) -> Iterator[str]:
+    """Yield a line for each thing that a run cannot begin from."""
+    named = init.startswith(PRETRAINED) and init.removeprefix(PRETRAINED).strip(":")
+    if init not in ("random", "vectors") and not named:
+        yield f"`init` must be random, vectors or {PRETRAINED}NAME; got {init!r}. {remedy}"
+    if (init == "vectors") != bool(vectors):
+        yield f'`vectors` goes with init = "vectors"; got {vectors!r} and {init!r}. Set both or neither.'
+    if frozen_passes < -1:
+        yield f"`frozen_passes` must be at least -1; got {frozen_passes}. 0 tunes the vectors from the start."
 
 
 def pair_defaults(given: Mapping[str, Any], size: str | None) -> dict[str, Any]:

@@ -98,10 +98,10 @@ def parameters(model: nn.Module) -> int:
 @torch.no_grad()
 def milliseconds(subject: Subject, batch: Any) -> float:
     """Measure how long a model takes for a batch: the median of five, after one to warm up."""
-    model, took = subject.model.eval(), []
+    model, took = subject.model.eval(), list[float]()
     for _ in range(1 + _REPEATS):
         began = time.perf_counter()
-        subject.losses(model, batch)
+        float(subject.losses(model, batch).sum())  # waits for the device
         took.append(time.perf_counter() - began)
     return 1000 * median(took[1:])
 

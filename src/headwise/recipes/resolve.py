@@ -12,7 +12,7 @@ from headwise.contracts import settings
 from headwise.errors import ConfigError
 from headwise.models import preset
 from headwise.recipes.config import AnyConfig, RunConfig, config_of
-from headwise.recipes.pair_config import PRETRAINED, PairConfig, pair_defaults
+from headwise.recipes.pair_config import PRETRAINED, PairConfig, beginning_problems, pair_defaults
 from headwise.recipes.pretrained import open_any
 
 __all__ = ["resolve"]
@@ -85,6 +85,8 @@ def resolve(
 
 def _going_on(init: str, purpose: str) -> dict[str, Any]:
     """Give the settings of a pretrained writer, as one that is trained further has them."""
+    if problems := list(beginning_problems(init, "", 0, "Name a run, or a model.")):
+        raise ConfigError(problems[0])
     held = asdict(open_any(init.removeprefix(PRETRAINED), task=purpose).config)
     return {**held, "vectors": "", "frozen_passes": 0, "training": _FURTHER}
 
@@ -94,7 +96,9 @@ def _refuse_fixed(kind: type[Any], given: Mapping[str, Any], size: str | None) -
     model, data = ({} if not isinstance(held := given.get(name), Mapping) else held for name in ("model", "data"))
     fixed = ["size"] if size is not None else []
     fixed += ["data.tokenizer"] if data.get("tokenizer") else []
-    fixed += [f"model.encoder.{name}" for name in model.get("encoder", {}) if name not in _FREE[kind]]
+    encoder = model.get("encoder")
+    named = encoder if isinstance(encoder, Mapping) else ()
+    fixed += [f"model.encoder.{name}" for name in named if name not in _FREE[kind]]
     fixed += [f"model.{name}" for name in model if kind is PairConfig and name != "encoder"]
     if fixed:
         raise ConfigError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headwise.contracts import PairBatch, Scored
 from headwise.errors import ConfigError
-from headwise.models import Seq2Seq, Seq2SeqConfig, for_inference
+from headwise.models import Seq2Seq, Seq2SeqConfig
 from headwise.recipes.aligning import WordLinks, align_texts
 from headwise.recipes.batches import batches_of_pass, checked_texts, cut_rows, in_batches, in_order
 from headwise.recipes.beginnings import Freeze, put, vectors_of
@@ -225,7 +225,7 @@ def _write(
     """Write texts for every source, in their order; a model whose weights stay as they are is packed on a CPU."""
     model, tokenizer = _model(run).to(runtime.device).eval(), run.tokenizer
     packed = packed and runtime.device.type == "cpu"
-    writer = for_inference(model, dtype=runtime.dtype) if packed else model
+    writer = run.packed(runtime.dtype) if packed else model
     found: list[tuple[Tensor, list[list[Written]]]] = []
     with torch.inference_mode(), nullcontext() if packed else runtime.autocast():
         for batch in in_batches(held, runtime, told=told):

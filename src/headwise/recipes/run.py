@@ -8,16 +8,17 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from torch import Tensor
 
 from headwise.contracts import settings
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
-from headwise.models import Classifier, Seq2Seq, load, save
+from headwise.models import Classifier, Seq2Seq, for_inference, load, save
 from headwise.recipes.config import AnyConfig, RunConfig, read_run, written_run
 from headwise.recipes.pair_config import PairConfig
 from headwise.tasks.align import Aligner
@@ -26,7 +27,7 @@ from headwise.tasks.labels import Labels
 from headwise.tasks.tokenizer import Tokenizer
 from headwise.training import Runtime
 
-__all__ = ["Run", "check_out", "open_run", "save_run", "taken", "was_begun", "with_data"]
+__all__ = ["Run", "check_folder", "check_out", "open_run", "save_run", "taken", "was_begun", "with_data"]
 
 _log = logging.getLogger("headwise")
 
@@ -43,6 +44,15 @@ class Run:
     """What cuts its texts into tokens."""
     aligner: Aligner | None = None
     """Which heads link what is written with what is read; none where no links are wanted."""
+    _twins: dict[tuple[torch.dtype, int], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def packed(self, dtype: torch.dtype) -> Any:
+        """Give the model packed for inference, made once for its weights as they are."""
+        key = dtype, sum(each._version for each in self.model.state_dict().values())
+        if key not in self._twins:
+            self._twins.clear()
+            self._twins[key] = for_inference(self.model, dtype=dtype)
+        return self._twins[key]
 
     def write(
         self,
@@ -125,18 +135,27 @@ def check_out(out: Path, *, resume: bool | None) -> None:
         InputError: when it cannot be written, holds a run that is not to be resumed, none where one is, or files that
             are no run's and bear the names of a run's.
     """
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        told = "is not a folder" if not nearest.is_dir() else "may not be written"
-        raise InputError(f"`--out` must be a folder to write to; got {out}, where {nearest} {told}. Choose another.")
+    check_folder(out)
     if resume and not was_begun(out):
         raise InputError(f"`--resume` must go on with a run; got {out}, which holds none. Leave --resume out.")
-    if not resume and (out / "model.safetensors").exists():
+    if not resume and ((out / "model.safetensors").exists() or any((out / "training").glob("state-*"))):
         remedy = "Choose another" if resume is None else "Go on with --resume, or choose another"
         raise InputError(f"`--out` must be a new folder; got {out}, which holds a run. {remedy}.")
     if not resume and not was_begun(out) and (there := [name for name in _FILES if (out / name).exists()]):
         told = f"{out}, which holds {', '.join(there)} and no run"
         raise InputError(f"`--out` must be a new folder; got {told}. Choose another, or move them.")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse what is no folder and cannot become one that can be written to.
+
+    Raises:
+        InputError: with what stands in the way.
+    """
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        told = "is not a folder" if not nearest.is_dir() else "may not be written"
+        raise InputError(f"`--out` must be a folder to write to; got {out}, where {nearest} {told}. Choose another.")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from headwise.recipes.subjects import Subject
 from headwise.tasks.sources import Source
 from headwise.training import Runtime
 
-__all__ = ["Way", "learned_scores", "mean_loss", "score"]
+__all__ = ["Way", "alone", "learned_scores", "mean_loss", "score"]
 
 Way = Literal["gradient", "ablation", "random"]
 
@@ -45,8 +45,7 @@ def score(
     Raises:
         InputError: for data that cannot be read, or several processes.
     """
-    if runtime.processes > 1:
-        raise InputError(f"heads must be scored by one process; got {runtime.processes}. Leave torchrun out.")
+    alone(runtime, "heads must be scored")
     model = subject.model.to(runtime.device).eval()
     if by == "random":
         return random_scores(model)
@@ -58,6 +57,16 @@ def score(
         return gradient_importance(model, held(), subject.losses)
     kept = list(held())
     return ablate(model, lambda held: _mean(subject, held, kept))
+
+
+def alone(runtime: Runtime, what: str) -> None:
+    """Refuse several processes where each would do the same, or a part as if it were all.
+
+    Raises:
+        InputError: when there are several.
+    """
+    if runtime.processes > 1:
+        raise InputError(f"{what} by one process; got {runtime.processes}. Leave torchrun out.")
 
 
 def learned_scores(folder: Path) -> HeadScores:
@@ -72,7 +81,7 @@ def learned_scores(folder: Path) -> HeadScores:
             f"`{folder}` must be of a run with learned gates; got no {GATES} in it. "
             "Train with --set training.gate_penalty=1."
         )
-    return HeadScores.from_json(path.read_text(encoding="utf-8"))
+    return HeadScores.from_json(path.read_bytes())
 
 
 @torch.no_grad()

@@ -71,7 +71,8 @@ def _lines(path: Path, count: int) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"`--against` must be a run, or a file of lines in UTF-8; got {path}: {error}.") from error
+        told = f"{path}: {error}"
+        raise InputError(f"`--against` must be a run, or a file of lines in UTF-8; got {told}. Check it.") from error
     if len(lines) != count:
         told = f"a line for each of the {count} pairs; got {len(lines)}"
         raise InputError(f"`{path}` must hold {told}. Write it for the same data and split.")

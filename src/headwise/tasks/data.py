@@ -163,6 +163,10 @@ def split(table: Table, *, dev: float = 0.1, test: float = 0.0, seed: int = 0, b
         test: the same for `test`.
         by: the column whose values keep their shares in every split; `None` for no such column.
 
+    Raises:
+        ConfigError: for shares that leave nothing.
+        InputError: when a split would get no row.
+
     Example:
         `split(table, dev=0.1, seed=1).splits` has rows for `train` and `dev`.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwise.contracts.settings import read
-from headwise.errors import InputError
+from headwise.errors import ConfigError, InputError
 from headwise.functional.largest import largest
 
 __all__ = ["Decodable", "Decoding", "Hypothesis", "Progress", "decode"]
@@ -207,6 +207,10 @@ class _Search:
         forced = time < self.prefix_BT.shape[1]
         logp_BWV = open_BWV.clone() if forced else open_BWV
         if decoding.suppress:
+            most = open_BWV.shape[2] - 1
+            if time == 0 and not 0 <= min(decoding.suppress) <= max(decoding.suppress) <= most:
+                told = f"the vocabulary, 0 to {most}; got {list(decoding.suppress)}"
+                raise ConfigError(f"`suppress` must name tokens of {told}. Check the ids.")
             open_BWV[..., list(decoding.suppress)] = -math.inf
         if time < decoding.min_length:
             open_BWV[..., self.end] = -math.inf

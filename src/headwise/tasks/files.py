@@ -13,7 +13,7 @@ from headwise.contracts.files import replacing
 from headwise.errors import InputError
 from headwise.tasks.extras import need
 
-__all__ = ["identity", "key_of", "progress", "written"]
+__all__ = ["identity", "key_of", "progress", "unwritable", "written"]
 
 
 def identity(path: Path) -> list[str | int]:
@@ -39,10 +39,15 @@ def written(path: Path) -> Iterator[BinaryIO]:
         with replacing(path) as beside, beside.open("w+b") as file:
             yield file
     except OSError as error:
-        told = error.strerror or error
-        raise InputError(
-            f"`{path}` must be writable; got {told}. Free some space, or name another folder in HEADWISE_CACHE."
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Tell what keeps a file from being written."""
+    told = error.strerror or error
+    return InputError(
+        f"`{path}` must be writable; got {told}. Free some space, or name another folder in HEADWISE_CACHE."
+    )
 
 
 @contextmanager

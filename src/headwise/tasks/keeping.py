@@ -11,7 +11,7 @@ from typing import Any
 from headwise.errors import InputError
 from headwise.tasks.columns import SPLITS, Wanted, find_columns, split_name
 from headwise.tasks.extras import need
-from headwise.tasks.files import progress, written
+from headwise.tasks.files import progress, unwritable, written
 from headwise.tasks.readers import Broken, Rows
 from headwise.tasks.sources import ALL, Part
 
@@ -32,6 +32,8 @@ def text_of(value: object, want: Wanted) -> str | Broken:
     """
     if isinstance(value, list) and want.separator is not None:
         texts = [text_of(item, want) for item in value]
+        if any(isinstance(text, str) and want.separator in text for text in texts):
+            return Broken(f"an item with {want.separator!r} in it, which joins items")
         value = next((text for text in texts if isinstance(text, Broken)), None) or want.separator.join(map(str, texts))
     if isinstance(value, bytes):  # as some programs store texts in Parquet files
         try:
@@ -69,7 +71,7 @@ class Keeper:
         self._bytes = 0
         self._splits: dict[str, int] = {}
         self._rows, self._before, self._listed = 0, list[int](), list[str]()
-        self._elsewhere = 0
+        self._elsewhere, self._kept = 0, Path()
 
     def keep(self, parts: Sequence[Part], kept: Path, *, quiet: bool) -> None:
         """Write the Arrow file, then a JSON file that says what is in it and that it is whole.
@@ -80,6 +82,7 @@ class Keeper:
         Raises:
             InputError: at the first row that is broken, unless such rows are left out.
         """
+        self._kept = kept
         roles: list[set[str]] = []
         total = sum(part.size for part in parts)
         with (
@@ -163,7 +166,11 @@ class Keeper:
 
     def _flush(self, write: Callable[[Any], object]) -> None:
         if self._held[-1]:
-            write(need("pyarrow").record_batch(self._held, schema=self._schema))
+            batch = need("pyarrow").record_batch(self._held, schema=self._schema)
+            try:
+                write(batch)
+            except OSError as error:  # told here: outside it would pass for a fault of the file that is read
+                raise unwritable(self._kept, error) from error
             for column in self._held:
                 column.clear()
             self._bytes = 0

@@ -57,7 +57,9 @@ def load_pretrained_pairs(source: str | Path, task: str | None = None) -> Pretra
     tokenizer = pair_tokenizer(folder)
     size = model.config.encoder.vocabulary
     if len(tokenizer.vocabulary) > size:
-        raise InputError(f"`{folder}` must hold a tokenizer of {size} tokens; got {tokenizer.size}. Copy it again.")
+        raise InputError(
+            f"`{folder}` must hold a tokenizer of {size} tokens; got {len(tokenizer.vocabulary)}. Copy it again."
+        )
     purpose = purpose_of(read_config(folder), str(source), task)
     return PretrainedPairs(model, tokenizer, usual_decoding(folder, model.config.pad, purpose.settings), purpose)
 

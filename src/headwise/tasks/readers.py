@@ -312,7 +312,7 @@ def _object(text: str, fault: Broken | None) -> dict[str, Any] | Broken:
     try:
         held = json.loads(text)
         # An escape may stand for half a character, which no file can hold.
-        "".join(str(value) for value in held.values() if "\\u" in text).encode()
+        json.dumps(held if "\\u" in text else None, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return Broken("half of a surrogate pair")
     except (ValueError, RecursionError) as error:

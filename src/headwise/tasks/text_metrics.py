@@ -18,7 +18,7 @@ import numpy as np
 from headwise.errors import ConfigError, InputError
 from headwise.tasks.extras import need
 
-__all__ = ["Comparison", "TextScore", "bleu", "chrf", "copy", "first_words", "lead_sentence", "rouge"]
+__all__ = ["Comparison", "TextScore", "bleu", "chrf", "lead_sentence", "rouge"]
 
 _Formula = Callable[[np.ndarray], np.ndarray]
 
@@ -123,7 +123,7 @@ def bleu(
     found = [metric.sentence_score(text, [right]) for text, right in zip(hypotheses, references, strict=True)]
     counts = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in found]
     case = "lc" if lowercase else "mixed"
-    signature = f"nrefs:1|case:{case}|eff:no|tok:{chosen}|smooth:exp|version:{version('sacrebleu')}"
+    signature = f"nrefs:1|case:{case}|eff:no|tok:{chosen}|smooth:exp|version:{need('sacrebleu').__version__}"
     return TextScore("BLEU", signature, np.array(counts, dtype=np.float64), _bleu)
 
 
@@ -135,7 +135,8 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
     """
     _check(hypotheses, references)
     counts = [_character_matches(*pair) for pair in zip(hypotheses, references, strict=True)]
-    signature = f"nrefs:1|case:mixed|eff:yes|nc:{_CHARACTER_ORDER}|nw:0|space:no|version:{version('sacrebleu')}"
+    version = need("sacrebleu").__version__
+    signature = f"nrefs:1|case:mixed|eff:yes|nc:{_CHARACTER_ORDER}|nw:0|space:no|version:{version}"
     return TextScore("chrF2", signature, np.array(counts, dtype=np.float64), _chrf)
 
 
@@ -178,16 +179,6 @@ def lead_sentence(text: str) -> str:
         'It works.'
     """
     return re.split(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n\s*\n", text.strip(), maxsplit=1)[0].strip()
-
-
-def first_words(text: str, count: int) -> str:
-    """Give the first words of a text; the first characters where it is written without spaces."""
-    return " ".join(text.split()[:count]) if len(text.split()) > 1 else text.strip()[:count]
-
-
-def copy(text: str) -> str:
-    """Give the source as its own translation: what sharing words and names alone is worth."""
-    return text
 
 
 class _Characters:

@@ -144,8 +144,12 @@ class Tokenizer:
 
     @property
     def json(self) -> str:
-        """Write the tokenizer as the text of its tokenizer.json."""
-        return self.inner.to_str(pretty=True)
+        """Write the tokenizer as the text of its tokenizer.json, without the limit of the last call."""
+        if self.inner.truncation is None:
+            return self.inner.to_str(pretty=True)
+        free = need("tokenizers").Tokenizer.from_str(self.inner.to_str())
+        free.no_truncation()
+        return str(free.to_str(pretty=True))
 
     @cached_property
     def kind(self) -> Kind | Literal["pretrained"]:
@@ -246,7 +250,12 @@ def _prepared(text: str, chinese: bool) -> str:
 def _word_pieces(folder: Path) -> tokenizers.Tokenizer:
     """Build BERT's tokenizer from its vocab.txt, lower-casing as tokenizer_config.json says (it does by default)."""
     config = folder / "tokenizer_config.json"
-    lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case", True) if config.exists() else True
+    lowercase = True
+    if config.exists():
+        try:
+            lowercase = bool(json.loads(config.read_bytes()).get("do_lower_case", True))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"`{config}` must be a JSON object; got: {error}. Copy the model again.") from error
     kind = need("tokenizers.implementations").BertWordPieceTokenizer
     inner: tokenizers.Tokenizer = kind(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
     return inner

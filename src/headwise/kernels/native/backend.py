@@ -90,10 +90,9 @@ def backward(
         held.append(_flat(record, "entropy", entropy_BHQ, torch.float32))
         held.append(_flat(record, "entropy_grad", given.entropy_BHQ, torch.float32))
     found = _put_learned(record, problem, needs)
-    for name in ("query", "key", "value"):
-        field = f"{name}_{'BHQD' if name == 'query' else 'BGKD' if name == 'key' else 'BGKE'}"
+    for field in ("query_BHQD", "key_BGKD", "value_BGKE"):
         found[field] = _like(getattr(problem, field))
-        _view(record, f"{name}_grad", found[field])
+        _view(record, f"{field.rpartition('_')[0]}_grad", found[field])
     LIBRARY.backward(record)
     return found
 

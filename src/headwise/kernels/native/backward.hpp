@@ -265,8 +265,8 @@ private:
         }
     }
 
-    // The first `split` products, if any, make a sum of their own: what one long sum rounds away would show in gradients
-    // of rows that see few keys. Scores are not split, as they must round as they did in the forward pass.
+    // The first `split` products, if any, make a sum of their own: what one long sum rounds away would show in the
+    // gradients of rows that see few keys. Scores are not split: they must round as they did in the forward pass.
     void multiply_panels(Left left, int64_t row, int64_t depth, int64_t split, int rows, const float* right,
                          int64_t from, int64_t columns, float* to) const {
         left.data += row * left.row;

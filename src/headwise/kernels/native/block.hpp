@@ -222,7 +222,8 @@ private:
             for (int64_t j = from; e < call.value_width && j < to; ++j) {
                 const float weight = number_at(weights, M::step == 2, j);
                 if (weight == 0) continue;
-                for (int64_t d = e; d < call.value_width; ++d) output[d] += weight * number_at(values.at(k + j), half, d);
+                const char* value = values.at(k + j);
+                for (int64_t d = e; d < call.value_width; ++d) output[d] += weight * number_at(value, half, d);
             }
         }
     }

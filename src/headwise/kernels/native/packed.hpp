@@ -69,8 +69,9 @@ public:
             pack_columns<M>(queries, c, last, words, p.query_columns + c * words);
             pack_columns<M>(grads, c, last, value_words, p.grad_columns + c * value_words);
             if (filled > up(last, W)) clear(p, c, up(last, W) - c);
-            any |= pack_rows<M>(queries, c, last, filled, p.query_rows + c / M::step * room, room, p.broken_queries);
-            any |= pack_rows<M>(grads, c, last, filled, p.grad_rows + c / M::step * value_room, value_room, p.broken_grads);
+            const int64_t at = c / M::step;
+            any |= pack_rows<M>(queries, c, last, filled, p.query_rows + at * room, room, p.broken_queries);
+            any |= pack_rows<M>(grads, c, last, filled, p.grad_rows + at * value_room, value_room, p.broken_grads);
             describe(p, grads, c, last, filled);
         }
         return any;

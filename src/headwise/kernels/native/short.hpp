@@ -1,5 +1,5 @@
-// Output and log-sum-exp of short sequences. Keys are rows and queries columns: a row of weights is a column of vectors,
-// whose maximum and sum need no steps across a vector, and all of it stays in the nearest caches.
+// Output and log-sum-exp of short sequences. Keys are rows and queries columns: a row of weights is a column of
+// vectors, whose maximum and sum need no steps across a vector, and all of it stays in the nearest caches.
 #pragma once
 
 #include "pack.hpp"

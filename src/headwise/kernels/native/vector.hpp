@@ -88,7 +88,8 @@ inline vec within(vec a, const int32_t* first, const int32_t* last, int32_t key)
 inline vec where_within(vec a, const int32_t* first, const int32_t* last, int32_t key) {
     const __m512i at = _mm512_set1_epi32(key);
     const __mmask16 begun = _mm512_cmple_epi32_mask(_mm512_loadu_si512(first), at);
-    return _mm512_mask_mov_ps(all(MINUS_INFINITY), _mm512_mask_cmplt_epi32_mask(begun, at, _mm512_loadu_si512(last)), a);
+    const __mmask16 within = _mm512_mask_cmplt_epi32_mask(begun, at, _mm512_loadu_si512(last));
+    return _mm512_mask_mov_ps(all(MINUS_INFINITY), within, a);
 }
 
 // Zero where the word of a lane is below the least.
