@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headwise import Alibi, Dropout, Mask
-from headwise.kernels.philox import keep_mask
+from headwise.kernels.philox import WORDS, keep_mask
 
 BATCH, HEADS, WIDTH = 2, 4, 64
 RATE, SLOPES = 0.1, Alibi.geometric(HEADS).slopes_H
@@ -118,7 +118,7 @@ def kept(case: Case) -> Tensor:
     if case.dropout is None:
         return torch.ones(())
     places = (*(torch.arange(n) for n in (BATCH, HEADS, case.queries)), slice(0, case.keys))
-    factor_BHQK = keep_mask(torch.tensor(case.dropout.seed), RATE, *places).double() / (1 - RATE)
+    factor_BHQK = keep_mask(torch.tensor(case.dropout.seed), RATE, *places).double() / (1 - round(RATE * WORDS) / WORDS)
     return factor_BHQK.flip(2, 3) if case.backwards else factor_BHQK
 
 

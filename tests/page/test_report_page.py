@@ -119,6 +119,14 @@ def test_a_long_text_is_paged_through(show, long):
     assert page.locator(".tokens li.from").count() == 1
 
 
+def test_a_broken_address_leads_to_the_overview(show, short):
+    page = show(short[0], "#%")
+    headed(page, "Heads")
+    page = show(short[0], HEAD)
+    page.evaluate("location.hash = '#%E0'")
+    headed(page, "Heads")
+
+
 def test_texts_stay_texts(show, short):
     page = show(short[0], HEAD)
     assert page.locator("#x").count() == 0
@@ -186,3 +194,11 @@ def test_the_tour_follows_a_word_and_a_head(show, tmp_path):
     assert weights == pytest.approx(walked.weights_HTT[3, 3].tolist(), abs=6e-4)
     scores = [float(text) for text in page.locator("tbody td:nth-child(3)").all_inner_texts()]
     assert scores == pytest.approx(walked.score_HTT[3, 3].tolist(), abs=6e-3)
+
+
+@pytest.mark.parametrize("sentence", ["a 喜欢 b", "naïve 𠮷𠮷𠮷"])
+def test_the_tour_opens_at_the_word_that_its_lines_follow(show, tmp_path, sentence):
+    walked = tour(sentence, "random")
+    walked.write(tmp_path / "tour.html")
+    word = show(tmp_path / "tour.html").locator(".tokens .chosen").first.inner_text()
+    assert list(walked.lines())[1].startswith(f"1  words to vectors   {word} = ")

@@ -1,6 +1,7 @@
 """Every route and every limit, by its door over HTTP."""
 
 import logging
+import threading
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from headwise import recipes
 from headwise.heads import gated, observe
 from headwise.training import start
+from headwise.web import Limits, served
+from headwise.web.batching import Batcher
 from tests.web.conftest import PLACE, TEXTS
 
 
@@ -102,6 +105,59 @@ def test_health_readiness_and_metrics(client):
     counters = service.get("/metrics").text
     assert 'headwise_requests_total{path="/v1/predict",status="200"} 1.0' in counters
     assert "headwise_batch_rows_sum 4.0" in counters
+
+
+def test_a_service_that_computes_no_more_is_not_ready(client, monkeypatch):
+    async def ended(_):
+        return None
+
+    monkeypatch.setattr(Batcher, "_serve", ended)
+    service = client(limits={})
+    assert service.get("/health").status_code == 200
+    assert service.get("/ready").status_code == 503
+    assert service.post("/v1/predict", json={"texts": TEXTS}).status_code == 503
+
+
+class Held:
+    """A model that plans nothing before its gate is open, and remembers who planned."""
+
+    def __init__(self, run):
+        self.model = served("tiny", run, start("cpu", "float32"), Limits())
+        self.plan, self.model.explain = self.model.explain, self
+        self.began, self.gate, self.threads = threading.Event(), threading.Event(), set()
+
+    def __call__(self, *asked):
+        self.threads.add(threading.get_ident())
+        self.began.set()
+        assert self.gate.wait(5)
+        return self.plan(*asked)
+
+
+def test_texts_are_read_beside_the_event_loop_one_by_one(client, run):
+    held, statuses = Held(run), []
+    service = client(models={"tiny": held.model})
+    asking = [
+        threading.Thread(target=lambda: statuses.append(service.post("/v1/explain", json={"text": "a"}).status_code))
+        for _ in range(4)
+    ]
+    for thread in asking:
+        thread.start()
+    assert held.began.wait(5)
+    assert service.get("/health").status_code == 200
+    assert not statuses
+    held.gate.set()
+    for thread in asking:
+        thread.join()
+    assert statuses == [200] * 4
+    assert len(held.threads) == 1
+
+
+def test_a_text_that_is_not_read_in_time_is_given_up(client, run):
+    held = Held(run)
+    service = client(models={"tiny": held.model}, limits={"deadline": 0.2})
+    answer = service.post("/v1/explain", json={"text": "a"})
+    held.gate.set()
+    assert (answer.status_code, "deadline" in answer.json()["detail"]) == (504, True)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,39 @@ def test_what_is_broken_fails_alone():
     assert (two, three, str(broken)) == (2, 6, "broken")
 
 
+class Wrong:
+    """Does wrong in one way, whatever it is given."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def compute(self, payloads, stopped):
+        return self.way(payloads)
+
+
+WAYS = {
+    "too few": lambda payloads: payloads[1:],
+    "too many": lambda payloads: [*payloads, 0],
+    "nothing": lambda payloads: None,
+    "no end": lambda payloads: next(iter(())),
+    "an error": lambda payloads: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_a_group_does_wrong_fails_its_own_work_alone(way):
+    group, wrong = Doubling(), Wrong(WAYS[way])
+
+    async def scenario(batcher):
+        failed = [batcher.do(work(wrong, number)) for number in range(3)]
+        failed = await asyncio.gather(*failed, return_exceptions=True)
+        return failed, batcher.lives, await batcher.do(work(group, 2))
+
+    failed, lives, answer = within(scenario, deadline=2.0)
+    assert {type(each) for each in failed} <= {RuntimeError, TypeError, ZeroDivisionError}
+    assert (len(failed), lives, answer) == (3, True, 4)
+
+
 def test_what_waits_is_finished_before_the_end():
     group = Doubling(gated=True)
 

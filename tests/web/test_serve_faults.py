@@ -1,12 +1,15 @@
 """Broken clients, killed workers and the end of the service, with the real command in processes of its own."""
 
+import errno
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from headwise import HeadwiseError
 from headwise.cli import main
 from headwise.web import workers
-from tests.web.processes import Service, everything, head, status_of, until
+from tests.web.processes import WAIT, Service, everything, head, status_of, until
 
 ASKED = {"texts": ["a lovely film"]}
 QUICK = ("--set", "limits.patience=0.5", "--set", "limits.body=20000")
@@ -36,6 +39,18 @@ def test_the_command_answers(service):
     assert service.log[0].startswith("serving tiny on http://127.0.0.1:")
 
 
+def test_counters_are_those_of_all_workers(service):
+    before = counted(service)
+    for _ in range(8):
+        asks_well(service)
+    until(lambda: counted(service) == before + 8)
+
+
+def counted(service):
+    told = re.search(rb'requests_total{path="/v1/predict",status="200"} (\S+)', service.exchange("GET", "/metrics"))
+    return float(told[1]) if told else 0
+
+
 @pytest.mark.parametrize("device", ["warp", "cuda:7"])
 def test_a_device_that_is_not_there_ends_the_command(folder, device):
     line = [sys.executable, "-m", "headwise", "serve", f"tiny={folder}", "--port", "0", "--device", device]
@@ -50,6 +65,83 @@ def test_workers_that_cannot_live_are_not_made_without_end(monkeypatch):
         supervisor = workers._Supervisor(lambda: 1 / 0, 1, listening)
         with pytest.raises(HeadwiseError, match="a worker must live to answer; got 5 one after the other"):
             supervisor.run()
+
+
+def test_no_worker_outlives_those_that_cannot_live(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "_BREATH", 0.05)
+    first, began = tmp_path / "first", time.monotonic()
+
+    def work():
+        with first.open("x") as file:  # which only the first one can
+            file.write(str(os.getpid()))
+        time.sleep(WAIT)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with pytest.raises(HeadwiseError, match="a worker must live to answer"):
+            workers._Supervisor(work, 2, listening).run()
+        assert has_ended(int(first.read_text()))
+    assert time.monotonic() - began < WAIT / 2
+
+
+def test_no_worker_outlives_one_that_cannot_be_made(monkeypatch):
+    made, fork, began = [], os.fork, time.monotonic()
+
+    def once():
+        if made:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        made.append(fork())
+        if made == [0]:
+            time.sleep(0.3)  # until the other has failed, and this one is told to end
+        return made[0]
+
+    monkeypatch.setattr(os, "fork", once)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with pytest.raises(HeadwiseError, match=r"must find room in the system; got: .* unavailable"):
+            workers._Supervisor(lambda: time.sleep(WAIT), 2, listening).run()
+        assert has_ended(made[0])
+    assert time.monotonic() - began < WAIT / 2
+
+
+def has_ended(pid):
+    """Tell whether a child has ended and somebody has seen that; if not, end it."""
+    try:
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    except ChildProcessError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("status", "told"), [(signal.SIGKILL, "SIGKILL"), (35, "signal 35"), (3 << 8, "exit code 3")])
+def test_every_end_of_a_worker_can_be_told(status, told):
+    assert workers._told(status) == told
+
+
+@pytest.mark.parametrize("before", [None, "elsewhere"])
+def test_the_environment_is_afterwards_as_it_was(folder, monkeypatch, before):
+    name, meanwhile = "PROMETHEUS_MULTIPROC_DIR", []
+    monkeypatch.setenv(name, before or "")
+    if before is None:
+        monkeypatch.delenv(name)
+
+    def run(supervisor):
+        meanwhile.append(Path(os.environ[name]))
+        assert meanwhile[0].is_dir()
+        supervisor._listening.close()
+
+    monkeypatch.setattr(workers._Supervisor, "run", run)
+    assert main(["serve", str(folder), "--port", "0"]) == 0
+    assert os.environ.get(name) == before
+    assert not meanwhile[0].exists()
+
+
+def test_what_counts_has_to_be_installed(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert main(["serve", str(folder), "--host", "203.0.113.7"]) == 2
+    assert '`prometheus_client` must be installed for this; got none. Run pip install "headwise[serve]"' in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: "])
@@ -213,7 +305,10 @@ def refuses(service):
         (["RUN", "--set", "limits.deadline=0"], "`deadline` must be above 0"),
         (["RUN", "--workers", "0"], "`workers` must be at least 1"),
         (["RUN", "--port", "70000"], "`port` must be from 0 to 65535"),
+        (["RUN", "--set", "limits.cells=15"], "`cells` must be at least 16"),
+        (["RUN", "--set", "limits.beams=0"], "`beams` must be at least 1"),
         (["RUN", "--host", "203.0.113.7"], "`host` and `port` must be free"),
+        (["RUN", "--host", "a..b"], "`host` and `port` must be free to listen on; got a..b:8000 (enc"),
     ],
 )
 def test_what_cannot_be_served_is_refused(folder, capsys, arguments, told):

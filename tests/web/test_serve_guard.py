@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 
+from headwise.training import start
+from headwise.web import served
 from headwise.web.config import Limits, ServeConfig
 from headwise.web.guard import Guard
 from headwise.web.metrics import Metrics
@@ -33,6 +36,13 @@ def shared(run):
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000", "films.example"])
 def test_names_of_this_machine_and_given_ones_are_hosts(shared, host):
     assert shared.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["[2001:db8::1]:8000", "[2001:DB8::1]", "[2001:db8::2]:80"])
+def test_an_address_of_version_6_is_a_host_in_its_brackets(client, host):
+    service = client(host="2001:db8::1", hosts=("2001:DB8::2",))
+    assert service.get("/health", headers={"host": host}).status_code == 200
+    assert service.get("/health", headers={"host": "[2001:db8::3]"}).status_code == 400
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost:8000:1", "localhost@evil"])
@@ -82,8 +92,8 @@ def test_no_other_file_is_served(shared, path):
 
 
 def test_a_wrong_method_is_told(shared):
-    assert shared.get("/v1/predict").status_code == 405
-    assert shared.delete("/v1/models").status_code == 405
+    for answer, allowed in ((shared.get("/v1/predict"), "POST"), (shared.delete("/v1/models"), "GET")):
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
 def test_a_token_is_asked_for_where_one_is_set(client):
@@ -159,6 +169,17 @@ def test_a_full_service_refuses_at_an_even_pace(monkeypatch, deadline, longest):
     asyncio.run(crowd())
     assert statuses == [503, None] * 5
     assert waits == pytest.approx([min(second, longest) for second in range(5)], abs=0.5)
+
+
+def test_a_failure_of_the_service_is_counted_and_logged(client, run, caplog):
+    caplog.set_level(logging.INFO, logger="headwise")
+    model = served("tiny", run, start("cpu", "float32"), Limits())
+    model.explain = lambda *_: 1 / 0
+    service = client(models={"tiny": model})
+    answer = service.post("/v1/explain", json={"text": "a"})
+    assert (answer.status_code, "See its log" in answer.json()["detail"]) == (500, True)
+    assert 'headwise_requests_total{path="/v1/explain",status="500"} 1.0' in service.get("/metrics").text
+    assert "POST /v1/explain 500" in caplog.text
 
 
 def test_who_has_waited_for_a_refusal_is_answered_where_there_is_room_by_then():

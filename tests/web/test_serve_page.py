@@ -1,5 +1,6 @@
 """The page in a browser, as people use it: Debian's Chromium, driven by playwright."""
 
+import datetime as dt
 import os
 import shutil
 from importlib.resources import files
@@ -60,6 +61,36 @@ def typed(page, text=TEXT):
     page.wait_for_selector("#words button")
     page.wait_for_selector('#state[data-state="done"]')
     return page
+
+
+class Late:
+    """Open a page anew with a clock that stands, and hold back the first answer to a path; later ones are refused."""
+
+    def __init__(self, page, path):
+        self.page, self.held = page, []
+        page.clock.install()
+        page.clock.pause_at(dt.datetime.now() + dt.timedelta(hours=1))
+        page.route(f"**{path}", self._hold)
+        page.reload()
+
+    def _hold(self, route):
+        if self.held:
+            return route.fulfill(status=422, json={"detail": "It was refused."})
+        return self.held.append(route)
+
+    def begin(self):
+        """Let timers ring, and wait until something is asked that can be held."""
+        self.page.clock.run_for(400)
+        for _ in range(1000):
+            if self.held:
+                return
+            self.page.wait_for_timeout(10)
+        raise AssertionError("nothing was asked")
+
+    def come(self):
+        """Let the answer come, and the page hear it."""
+        self.held[0].fulfill(response=self.held[0].fetch())
+        self.page.evaluate("fetch('/health').then((answer) => answer.text())")
 
 
 def shares(page):
@@ -162,6 +193,114 @@ def test_newer_answers_win(opened):
         page.fill("#text", TEXT[:end])
     page = typed(page, "lovely")
     page.wait_for_selector("#words button:only-child")
+
+
+def shown(page):
+    """Give what stands where answers are shown."""
+    return [page.inner_text(f"#{part}") for part in ("state", "answer", "words", "queries")]
+
+
+def test_an_emptied_text_stays_without_words(opened):
+    page = opened()
+    late = Late(page, "/v1/explain")
+    page.wait_for_selector("td button")
+    page.fill("#text", TEXT)
+    late.begin()
+    page.fill("#text", "")
+    page.clock.run_for(150)
+    late.come()
+    assert shown(page) == ["", "Nothing yet.", "", ""]
+
+
+def test_a_late_map_keeps_the_name_of_its_head(opened):
+    opened.expected = "status of 422"
+    page = opened()
+    late = Late(page, "/v1/view")
+    page.wait_for_selector("td button")
+    page.fill("#text", TEXT)
+    page.clock.run_for(400)
+    page.wait_for_selector('#state[data-state="done"]')
+    page.hover("td button >> nth=0")
+    late.begin()
+    page.hover("td button >> nth=1")
+    late.come()
+    page.wait_for_selector("#queries button")
+    assert page.inner_text("#view-head") == "layer 1 head 0"
+    assert "layer 1 head 0" in page.get_attribute("#map", "aria-label")
+    page.clock.run_for(150)
+    page.wait_for_selector('#state[data-state="problem"]')
+    assert page.inner_text("#view-head") == "layer 1 head 0"
+
+
+def _with_a_writer(route):
+    answer = route.fetch()
+    told = answer.json()
+    told["models"].append({**told["models"][0], "name": "writer", "task": "translation"})
+    route.fulfill(response=answer, json=told)
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/explain", "/v1/view"])
+def test_what_another_model_answers_late_is_not_shown(opened, path):
+    page = opened()
+    page.route("**/v1/models", _with_a_writer)
+    late = Late(page, path)
+    page.wait_for_selector("#model option >> nth=1", state="attached")
+    page.fill("#text", TEXT)
+    page.hover("td button >> nth=0")
+    late.begin()
+    page.select_option("#model", "writer")
+    late.come()
+    assert shown(page) == ["", "Nothing yet.", "", ""]
+
+
+def test_another_language_changes_words_only(opened):
+    page = typed(opened())
+    page.click("td button >> nth=1")
+    page.hover("td button >> nth=0")
+    page.wait_for_selector("#queries button")
+    page.wait_for_selector('#state[data-state="done"]')
+    before = shares(page)
+    page.click("#language")
+    off = page.locator('td button[aria-pressed="false"]')
+    assert [off.nth(i).get_attribute("aria-label") for i in range(off.count())] == ["第 1 层第 1 头"]
+    assert page.inner_text("#count") == "4 个头中关掉了 1 个。"
+    assert page.inner_text("#view-head") == "第 1 层第 0 头"
+    assert page.inner_text("#state").startswith("用时")
+    assert "第 1 层第 0 头" in page.get_attribute("#map", "aria-label")
+    assert page.locator("#words button").all_inner_texts() == TEXT.split()
+    assert shares(page) == before
+
+
+def test_the_page_waits_for_its_models(opened):
+    page = opened()
+    late = Late(page, "/v1/models")
+    late.begin()
+    page.fill("#text", TEXT)
+    page.click("#language")
+    page.clock.run_for(500)
+    assert page.inner_text("#state") == ""
+    page.fill("#text", "")
+    page.clock.run_for(500)
+    page.fill("#text", TEXT)
+    late.come()
+    page.wait_for_selector("td button")
+    page.clock.run_for(500)
+    page.wait_for_selector("#words button")
+    assert page.locator("#words button").all_inner_texts() == TEXT.split()
+
+
+def test_several_tokens_of_one_letter_share_its_button(opened):
+    found = opened().evaluate("""async () => {
+      const { showView } = await import("/page/heads.js");
+      const [queries, keys, line] = ["div", "div", "p"].map((kind) => document.createElement(kind));
+      const spans = [[0, 0], [0, 1], [0, 1], [0, 1], [1, 2], [2, 3]];
+      const links = spans.map(() => [{ key: 2, weight: 0.25 }, { key: 3, weight: 0.25 }, { key: 5, weight: 0.5 }]);
+      showView({ queries: spans, keys: spans, links }, {}, { text: "等ab", queries, keys, line });
+      queries.querySelector("button").click();
+      return [...keys.querySelectorAll("button")].map((each) => [each.textContent, each.style.backgroundColor]);
+    }""")
+    assert [letter for letter, _ in found] == ["等", "a", "b"]
+    assert found[0][1] == found[2][1] != found[1][1] == ""
 
 
 def test_the_page_speaks_chinese(opened):

@@ -142,7 +142,7 @@ def _tables(subject: Subject, examples: Examples[Any], runtime: Runtime) -> Iter
 
 
 def _marked(tokenizer: Tokenizer, examples: Examples[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Name the ids of separators, and of the rarest tokens, which together make up a twentieth of all texts of the data."""
+    """Name the ids of separators, and of the rarest tokens, which together make up a twentieth of the whole data."""
     if not isinstance(examples, TextExamples):
         return (), ()
     vocabulary = tokenizer.vocabulary

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from headwise.contracts.layout import HeadId
 from headwise.errors import InputError
+from headwise.recipes.batches import checked_texts
 from headwise.web import schemas
 from headwise.web.batching import Batcher, FullError, LateError
 from headwise.web.config import ServeConfig
 from headwise.web.guard import BUSY, Guard
 from headwise.web.metrics import Metrics
-from headwise.web.work import HeadView, Served, TextReport, Writing
+from headwise.web.work import TILE, HeadView, Served, TextReport, Writing
 
 __all__ = ["Api", "application"]
+
+_Made = TypeVar("_Made")
 
 _log = logging.getLogger("headwise")
 
@@ -43,14 +47,17 @@ class Api:
     def __init__(self, models: Mapping[str, Served], config: ServeConfig, metrics: Metrics) -> None:
         self._models, self._config, self._metrics = models, config, metrics
         self._batcher: Batcher | None = None
+        self._reader: ThreadPoolExecutor | None = None
 
     @asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Take requests, and at the end finish what waits."""
-        self._batcher = Batcher(self._config.limits, self._metrics)
-        yield
-        batcher, self._batcher = self._batcher, None
-        await batcher.close()
+        # One thread, since a tokenizer is changed by its calls and can be shared.
+        with ThreadPoolExecutor(1, thread_name_prefix="headwise-reader") as self._reader:
+            self._batcher = Batcher(self._config.limits, self._metrics)
+            yield
+            batcher, self._batcher = self._batcher, None
+            await batcher.close()
 
     def full(self) -> bool:
         """Tell whether no request is taken."""
@@ -61,31 +68,29 @@ class Api:
         limits = self._config.limits
         if not 1 <= len(body.texts) <= limits.texts:
             raise InputError(f"`texts` must be 1 to {limits.texts}; got {len(body.texts)}. Send several requests.")
-        self._check(body.texts)
         if not 1 <= body.n_best <= limits.beams or not 1 <= (body.beams or 1) <= limits.beams or body.beams == 0:
             told = f"`beams` and `n_best` must be 1 to {limits.beams}"
             raise InputError(f"{told}; got {body.beams} and {body.n_best}. Ask for fewer.")
         model, writing = self._model(body.model), Writing(body.beams, body.n_best, body.align)
-        return await self._report(model, model.predict(body.texts, _heads(body.off), writing, cut=body.cut))
+        plan = partial(model.predict, body.texts, _heads(body.off), writing, cut=body.cut)
+        return await self._report(model, body.texts, plan)
 
     async def explain(self, body: schemas.ExplainRequest) -> Any:
         """Show the words that mattered for an answer, and the heads that looked at them."""
-        self._check([body.text])
         model = self._model(body.model)
-        return await self._report(model, model.explain(body.text, _heads(body.off)))
+        return await self._report(model, [body.text], partial(model.explain, body.text, _heads(body.off)))
 
     async def view(self, body: schemas.ViewRequest) -> Any:
         """Show what one head does on a text: its strongest links, and a tile of its map."""
-        self._check([body.text])
         limits, side = self._config.limits, 2 ** min(max(body.zoom, 0), 30)
-        if body.zoom < 0 or 16 * side > limits.cells:
+        if body.zoom < 0 or TILE * side > limits.cells:
             raise InputError(f"a map must have at most {limits.cells} cells a side; got zoom {body.zoom}. Zoom out.")
         if not (0 <= body.row < side and 0 <= body.column < side):
             told = f"{body.row} and {body.column}"
             raise InputError(f"`row` and `column` must be 0 to {side - 1} at this zoom; got {told}. Choose a tile.")
         (head,), model = _heads([body.head]), self._model(body.model)
         view = HeadView(head, body.zoom, body.row, body.column)
-        return await self._report(model, model.view(body.text, _heads(body.off), view))
+        return await self._report(model, [body.text], partial(model.view, body.text, _heads(body.off), view))
 
     async def models(self) -> Any:
         """List the models, their heads, and the limits."""
@@ -97,7 +102,7 @@ class Api:
 
     async def ready(self) -> Any:
         """Tell that requests are taken."""
-        if self._batcher is None:
+        if self._batcher is None or not self._batcher.lives:
             raise FullError
         return {"status": "ready"}
 
@@ -105,8 +110,7 @@ class Api:
         most = self._config.limits.characters
         if (longest := max(map(len, texts))) > most:
             raise InputError(f"a text must have at most {most} characters; got {longest}. Send its parts.")
-        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
-            raise InputError("texts must be Unicode; got half of a surrogate pair. Send UTF-8.")
+        checked_texts(texts)
         if self._config.log_texts:
             _log.info("texts: %r", texts)
 
@@ -117,15 +121,34 @@ class Api:
             raise InputError(f"`model` must be one of {', '.join(self._models)}; got {name[:80]!r}. See /v1/models.")
         return self._models[name]
 
-    async def _report(self, model: Served, report: TextReport) -> Any:
+    async def _report(self, model: Served, texts: Sequence[str], plan: Callable[[], TextReport]) -> Any:
+        """Do what is planned for texts; they are read, and what is written is spelled out, beside the event loop."""
         if self._batcher is None:
             raise FullError
-        tasks = [asyncio.ensure_future(self._batcher.do(work)) for work in report.works]
+
+        def planned() -> TextReport:
+            self._check(texts)
+            return plan()
+
         try:
-            return {"model": model.name, **report.join(*await asyncio.gather(*tasks))}
-        finally:
-            for task in tasks:
-                task.cancel()
+            async with asyncio.timeout(self._config.limits.deadline):
+                report = await self._beside(planned)
+                results = await _results(self._batcher, report)
+                return {"model": model.name, **await self._beside(partial(report.join, *results))}
+        except TimeoutError:
+            raise LateError from None
+
+    async def _beside(self, made: Callable[[], _Made]) -> _Made:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, made)
+
+
+async def _results(batcher: Batcher, report: TextReport) -> list[Any]:
+    tasks = [asyncio.ensure_future(batcher.do(work)) for work in report.works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _heads(names: Sequence[schemas.HeadName]) -> list[HeadId]:
@@ -193,14 +216,19 @@ def _always(made: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _add_problems(app: Any) -> None:
-    """Answer every kind of failure in one form, which repeats nothing of what the client sent."""
+    """Answer every kind of failure in one form.
+
+    Of what the client sent it repeats numbers, and names cut where they are long: of a model, a layer, a field that is
+    not known. Of a text it repeats only the beginning of one that is no Unicode.
+    """
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
 
     def handler(status: int, told: Callable[[Any], str], headers: Mapping[str, str] | None = None) -> Any:
         async def answer(_: Any, error: Any) -> JSONResponse:
-            return JSONResponse({"detail": told(error)}, getattr(error, "status_code", status), headers)
+            more = headers or getattr(error, "headers", None)  # such as the methods that are allowed
+            return JSONResponse({"detail": told(error)}, getattr(error, "status_code", status), more)
 
         return answer
 

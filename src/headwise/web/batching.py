@@ -67,7 +67,12 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Tell whether no more work is taken."""
-        return self._closing or self._unsettled >= self._limits.queue
+        return self._closing or not self.lives or self._unsettled >= self._limits.queue
+
+    @property
+    def lives(self) -> bool:
+        """Tell whether anything is computed; where not, nothing will be any more."""
+        return not self._loop.done()
 
     async def do(self, work: Work) -> Any:
         """Wait for the result of some work; whoever stops waiting takes the work out of the queue.
@@ -151,4 +156,13 @@ class Batcher:
 
 
 def _results(batch: Sequence[_Job]) -> list[Any]:
-    return batch[0].work.group.compute([job.work.payload for job in batch], lambda: all(job.gone() for job in batch))
+    """Compute a batch in the thread, where all that a group does wrong becomes the outcome of its jobs."""
+    group = batch[0].work.group
+    told = f"`compute` of {type(group).__name__} must give a result for each of {len(batch)} payloads"
+    try:
+        found = list(group.compute([job.work.payload for job in batch], lambda: all(job.gone() for job in batch)))
+    except StopIteration as error:  # a future takes every error but this one, and would wait for ever
+        raise RuntimeError(f"{told}; got StopIteration. Mend it.") from error
+    if len(found) != len(batch):
+        raise RuntimeError(f"{told}; got {len(found)}. Mend it.")
+    return found

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from headwise.contracts import Seen, Statistics
 from headwise.contracts.layout import HeadId
-from headwise.errors import InputError
 from headwise.heads import HeadTable, observe
 from headwise.recipes import Run, RunConfig
 from headwise.recipes.batches import cut_rows
 from headwise.training import Runtime
-from headwise.web.looking import check_head, head_links, hearing, layers_of, strongest, switched, table_of, tile_of
-from headwise.web.words import Piece, pieces
+from headwise.web.looking import check_heads, head_links, hearing, layers_of, strongest, switched, table_of, tile_of
+from headwise.web.reading import Reader, mask_of, padded
+from headwise.web.words import Piece
 from headwise.web.work import TILE, HeadView, Stopped, StoppedError, TextReport, Work, Writing
 
 __all__ = ["ServedClassifier"]
@@ -60,7 +60,12 @@ class _Look:
     cells: int
 
     def compute(self, payloads: Sequence[_Rows], stopped: Stopped) -> list[tuple[HeadTable, dict[str, Seen]]]:
-        return [self._looked(rows) for rows in payloads if not stopped()]
+        looked = []
+        for rows in payloads:
+            if stopped():
+                raise StoppedError
+            looked.append(self._looked(rows))
+        return looked
 
     def _looked(self, rows: _Rows) -> tuple[HeadTable, dict[str, Seen]]:
         usual = Statistics(entropy=True, peak=True, distance=True, sink=1, previous=True, local=2, map=self.cells)
@@ -85,33 +90,28 @@ class ServedClassifier:
 
     def __init__(self, name: str, run: Run, runtime: Runtime, *, batch_tokens: int, occlusions: int) -> None:
         assert isinstance(run.config, RunConfig), "a run of a classifier"
-        self._settings = run.config.data
+        data, mask = run.config.data, mask_of(run.tokenizer)
         self.name, self.run, self.batch_tokens = name, run, batch_tokens
-        self._runtime, self._occlusions = runtime, occlusions
-        self._answer = _Answer(self)
-        self._mask = run.tokenizer.inner.token_to_id("[MASK]") or run.tokenizer.unknown_id
+        self._runtime, self._answer = runtime, _Answer(self)
+        self._reader = Reader(run.tokenizer, data.max_tokens, occlusions, mask, ends=data.ends)
         self._layers = layers_of(run.model.to(runtime.device).eval())
 
     def about(self) -> Mapping[str, Any]:
         """Tell what clients may know of the model."""
-        settings = self._settings
         told = {"name": self.name, "task": self.task, "labels": list(self.run.labels.names)}
-        return {**told, "tokens": settings.max_tokens, "layers": self._layers}
+        return {**told, "tokens": self._reader.most, "layers": self._layers}
 
     @torch.inference_mode()
     def logits(self, ids_B: Sequence[Sequence[int]], off_B: Sequence[tuple[HeadId, ...]]) -> Tensor:
         """Give the logits of some sequences, each with its own heads off, shape (B, C)."""
-        length_B = torch.tensor([len(ids) for ids in ids_B])
-        tokens_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in ids_B], batch_first=True)
-        model, device = self.run.model, self._runtime.device
-        with self._runtime.autocast(), switched(model, off_B):
-            logits_BC: Tensor = model(tokens_BT.to(device), length_B.to(device))
+        with self._runtime.autocast(), switched(self.run.model, off_B):
+            logits_BC: Tensor = self.run.model(*padded(ids_B, self._runtime.device))
         return logits_BC.float().cpu()
 
     def predict(self, texts: Sequence[str], off: Sequence[HeadId], writing: Writing, *, cut: bool) -> TextReport:
         """Plan the answers for some texts while heads are switched off."""
-        self._check(off)
-        ids_N, lost = self._encoded(texts, cut=cut)
+        check_heads(self._layers, off)
+        ids_N, lost = self._reader.encoded(texts, cut=cut)
         work = self._rows(ids_N, off)
 
         def join(logits_NC: Tensor) -> dict[str, Any]:
@@ -125,10 +125,10 @@ class ServedClassifier:
         A word mattered as much as the probability of the answer drops when the word is masked. The head named beside it
         is the one whose queries together looked at it most: where a head looks explains nothing by itself.
         """
-        self._check(off)
-        (ids,), lost = self._encoded([text], cut=True)
-        found = pieces(text, self._spans(text), self._occlusions)
-        masked = [self._without(ids, piece) for piece in found]
+        check_heads(self._layers, off)
+        (ids,), lost = self._reader.encoded([text], cut=True)
+        found = self._reader.pieces(text)
+        masked = [self._reader.without(ids, piece) for piece in found]
         rows = _Rows([ids], tuple(off))
         looked = Work(_Look(self, _LOOKED, TILE), rows, 1, len(ids))
 
@@ -144,9 +144,9 @@ class ServedClassifier:
 
     def view(self, text: str, off: Sequence[HeadId], view: HeadView) -> TextReport:
         """Plan what one head does on a text."""
-        self._check([*off, view.head])
-        (ids,), _ = self._encoded([text], cut=True)
-        spans = self._spans(text)
+        check_heads(self._layers, [*off, view.head])
+        (ids,), _ = self._reader.encoded([text], cut=True)
+        spans = self._reader.spans(text)
         work = Work(_Look(self, Statistics(links=3), view.cells), _Rows([ids], tuple(off)), 1, len(ids))
 
         def join(look: tuple[HeadTable, dict[str, Seen]]) -> dict[str, Any]:
@@ -158,27 +158,8 @@ class ServedClassifier:
 
         return TextReport((work,), join)
 
-    def _check(self, heads: Sequence[HeadId]) -> None:
-        for head in heads:
-            check_head(self._layers, head)
-
     def _rows(self, ids_N: Sequence[Sequence[int]], off: Sequence[HeadId]) -> Work:
         return Work(self._answer, _Rows(ids_N, tuple(off)), len(ids_N), max(map(len, ids_N)))
-
-    def _encoded(self, texts: Sequence[str], *, cut: bool) -> tuple[list[list[int]], int]:
-        settings = self._settings
-        found = self.run.tokenizer.encode(texts, max_tokens=settings.max_tokens, ends=settings.ends)
-        if found.cut and not cut:
-            told = f"more in {found.cut} of {len(texts)}"
-            raise InputError(f"texts must have at most {settings.max_tokens} tokens; got {told}. Set `cut`.")
-        return found.ids, found.cut
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        settings = self._settings
-        return self.run.tokenizer.offsets(text, max_tokens=settings.max_tokens, ends=settings.ends)
-
-    def _without(self, ids: Sequence[int], piece: Piece) -> list[int]:
-        return [self._mask if i in piece.tokens else id_ for i, id_ in enumerate(ids)]
 
 
 def _drop(answer: Any, other: Any) -> float:

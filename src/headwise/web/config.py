@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from headwise.web.work import TILE
+
 __all__ = ["Limits", "ServeConfig"]
 
 
@@ -40,10 +42,9 @@ class Limits:
 
     def problems(self) -> Iterator[str]:
         """Tell what no service can have, a line each."""
-        for name, least in (("body", 1), ("texts", 1), ("characters", 1), ("beams", 1), ("occlusions", 1)):
-            if (value := getattr(self, name)) < least:
-                yield f"`{name}` must be at least {least}; got {value}. Leave it out for the default."
-        for name, least in (("cells", 16), ("queue", 1), ("refusals", 1), ("batch_tokens", 1)):
+        counts = ("body", "texts", "characters", "beams", "occlusions", "cells", "queue", "refusals", "batch_tokens")
+        for name in counts:
+            least = TILE if name == "cells" else 1
             if (value := getattr(self, name)) < least:
                 yield f"`{name}` must be at least {least}; got {value}. Leave it out for the default."
         for name in ("deadline", "patience"):

@@ -72,7 +72,8 @@ class Guard:
 
     def __init__(self, app: _App, config: ServeConfig, metrics: Metrics, full: Callable[[], bool]) -> None:
         self._app, self._limits, self._metrics, self._full = app, config.limits, metrics, full
-        self._hosts = {name.lower() for name in (*_HERE, config.host, *config.hosts)}
+        hosts = [name.lower() for name in (*_HERE, config.host, *config.hosts)]
+        self._hosts = {*hosts, *(f"[{name}]" for name in hosts if ":" in name)}
         self._bearer = f"Bearer {config.token}".encode() if config.token else b""
         self._last_refusal = -math.inf
 
@@ -81,7 +82,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status = time.perf_counter(), 500  # what the server answers where nothing else does
 
         async def told(message: _Message) -> None:
             nonlocal status
@@ -94,7 +95,8 @@ class Guard:
             await self._answer(scope, receive, told)
         except _GoneError:
             status = 499
-        self._count(scope, status, time.perf_counter() - began)
+        finally:  # what has answered with a 500 goes on as an error, for the server to log
+            self._count(scope, status, time.perf_counter() - began)
 
     def _count(self, scope: Any, status: int, seconds: float) -> None:
         path = scope["path"]

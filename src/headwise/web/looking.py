@@ -21,7 +21,7 @@ from headwise.modules import Attend
 from headwise.web.work import TILE, HeadView
 
 __all__ = [
-    "check_head",
+    "check_heads",
     "head_links",
     "hearing",
     "layers_of",
@@ -124,16 +124,17 @@ def _place_of(layers: Sequence[Mapping[str, Any]], head: HeadId) -> int:
     return int(names.index(head.head))
 
 
-def check_head(layers: Sequence[Mapping[str, Any]], head: HeadId) -> None:
-    """Refuse a head that the model has not.
+def check_heads(layers: Sequence[Mapping[str, Any]], heads: Sequence[HeadId]) -> None:
+    """Refuse heads that the model has not.
 
     Raises:
-        InputError: with the heads that it has.
+        InputError: with the first of them.
     """
     known = {layer["place"]: layer["heads"] for layer in layers}
-    if head.head not in known.get(head.place, ()):
-        told = f"{head.head} of {head.place[:80]!r}"
-        raise InputError(f"heads must be the model's own; got {told}. GET /v1/models lists them.")
+    for head in heads:
+        if head.head not in known.get(head.place, ()):
+            told = f"{head.head} of {head.place[:80]!r}"
+            raise InputError(f"heads must be the model's own; got {told}. GET /v1/models lists them.")
 
 
 def table_of(table: HeadTable) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Metrics", "forget"]
+__all__ = ["Metrics", "forget", "sharing"]
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -50,6 +52,20 @@ class Metrics:
             MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
         written: bytes = generate_latest(shared)
         return written
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Let the processes that are forked meanwhile count together, in a folder; then all is as before."""
+    before = os.environ.get(_FOLDER)
+    with tempfile.TemporaryDirectory(prefix="headwise-") as folder:
+        os.environ[_FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_FOLDER]
+            if before is not None:
+                os.environ[_FOLDER] = before
 
 
 def forget(pid: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from headwise.web.config import Limits
-from headwise.web.work import Served
+from headwise.web.work import TILE, Served
 
 __all__ = [
     "Classified",
@@ -274,7 +274,7 @@ class State(_Told):
 def limited(document: dict[str, Any], limits: Limits, models: Mapping[str, Served]) -> dict[str, Any]:
     """Write the limits of a service, its models and heads into its OpenAPI document, where clients look for them."""
     schemas = document["components"]["schemas"]
-    text, zooms = {"maxLength": limits.characters}, (limits.cells // 16).bit_length() - 1
+    text, zooms = {"maxLength": limits.characters}, (limits.cells // TILE).bit_length() - 1
     beams, tiles = {"minimum": 1, "maximum": limits.beams}, {"minimum": 0, "maximum": 2**zooms - 1}
     layers = [layer for model in models.values() for layer in model.about()["layers"]]
     heads = {"minimum": 0, "maximum": max(head for layer in layers for head in layer["heads"])}

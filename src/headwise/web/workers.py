@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -22,7 +24,7 @@ from headwise.training import Runtime, check_device, start
 from headwise.web.app import application
 from headwise.web.config import ServeConfig
 from headwise.web.connection import patient
-from headwise.web.metrics import forget
+from headwise.web.metrics import forget, sharing
 from headwise.web.serving import served
 
 __all__ = ["named_runs", "serve"]
@@ -33,6 +35,8 @@ _BREATH = 0.5
 """Seconds that a worker has to live, so that one which cannot start is not started without end."""
 _TRIES = 5
 """Workers that may end one after the other before they have lived so long."""
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that end the service."""
 _SWITCH = 0.0005
 """Seconds after which Python lets another thread on: a model makes many short calls beside a busy event loop."""
 
@@ -65,8 +69,7 @@ def serve(runs: Sequence[str], config: ServeConfig, device: str = "auto") -> Non
     Raises:
         InputError: for a run or an address that cannot be used.
     """
-    for module in ("fastapi", "uvicorn", "httptools"):
-        need(module, "serve")
+    _check_installed()
     threads = config.threads or torch.get_num_threads()
     # A process that has computed on several threads cannot be forked: theirs would be missing in the child.
     torch.set_num_threads(1)
@@ -81,18 +84,25 @@ def serve(runs: Sequence[str], config: ServeConfig, device: str = "auto") -> Non
     def work() -> None:
         _work(opened, config, listening, max(1, threads // config.workers), device)
 
-    with tempfile.TemporaryDirectory(prefix="headwise-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    with sharing():
         _Supervisor(work, config.workers, listening).run()
+
+
+def _check_installed() -> None:
+    for module in ("fastapi", "uvicorn", "httptools"):
+        need(module, "serve")
+    # Workers import this one: on import it looks whether they are to count together, which is not yet settled here.
+    if find_spec("prometheus_client") is None:
+        need("prometheus_client", "serve")
 
 
 def _listening(config: ServeConfig) -> socket.socket:
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((config.host, config.port), family=family, backlog=2048)
-    except OSError as error:
-        told = f"{config.host}:{config.port} ({error.strerror})"
-        raise InputError(f"`host` and `port` must be free to listen on; got {told}. Choose another port.") from error
+    except (OSError, UnicodeError) as error:  # the latter for what can be no name, such as `a..b`
+        told = f"{config.host}:{config.port} ({getattr(error, 'strerror', error)})"
+        raise InputError(f"`host` and `port` must be free to listen on; got {told}. Choose others.") from error
 
 
 def _work(opened: dict[str, Run], config: ServeConfig, listening: socket.socket, threads: int, device: str) -> None:
@@ -137,15 +147,22 @@ class _Supervisor:
         self._stillborn = 0
 
     def run(self) -> None:
-        """Fork the workers, and wait until they have ended."""
-        before = {number: signal.signal(number, self._end) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Fork the workers, and wait until they have ended; none outlives this, whatever goes wrong.
+
+        Raises:
+            HeadwiseError: where workers cannot be made, or do not live.
+        """
+        before = {number: signal.signal(number, self._end) for number in _ENDS}
         try:
             for _ in range(self._count):
                 self._fork()
             while self._born:
                 self._wait()
         finally:
-            self._listening.close()
+            self._end()
+            with suppress(ChildProcessError):  # where somebody else has seen them end
+                while self._born:
+                    self._wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -153,26 +170,40 @@ class _Supervisor:
         self._ending = True
         self._listening.close()  # so that nobody is let in whom no worker will answer
         for pid in self._born:
-            os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it may have ended just now
+                os.kill(pid, signal.SIGTERM)
 
     def _fork(self) -> None:
         sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                self._work()
-                status = 0
-            finally:
-                if status:
-                    traceback.print_exc()  # what `os._exit` would keep to itself
-                logging.shutdown()
-                os._exit(status)
+        # Signals wait in the child until its own handlers are set: ours would take one for itself, and it would live.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._live(mask)
+        except OSError as error:
+            told = f"a worker must find room in the system; got: {error.strerror}. Set fewer `--workers`."
+            raise HeadwiseError(told) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._born[pid] = time.monotonic()
         if self._ending:
             os.kill(pid, signal.SIGTERM)
+
+    def _live(self, mask: Iterable[int]) -> NoReturn:
+        """Be the child, and end with its work."""
+        status = 1
+        try:
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._work()
+            status = 0
+        finally:
+            if status:
+                traceback.print_exc()  # what `os._exit` would keep to itself
+            logging.shutdown()
+            os._exit(status)
 
     def _wait(self) -> None:
         pid, status = os.wait()
@@ -185,7 +216,6 @@ class _Supervisor:
         _log.warning("worker %d ended (%s); another takes its place", pid, _told(status))
         self._stillborn = self._stillborn + 1 if lived < _BREATH else 0
         if self._stillborn == _TRIES:
-            self._end()
             told = f"{_TRIES} one after the other that ended within {_BREATH} s"
             raise HeadwiseError(f"a worker must live to answer; got {told}. See what they wrote above.")
         if lived < _BREATH:
@@ -195,5 +225,6 @@ class _Supervisor:
 
 def _told(status: int) -> str:
     if os.WIFSIGNALED(status):
-        return signal.Signals(os.WTERMSIG(status)).name
+        number = os.WTERMSIG(status)
+        return {each.value: each.name for each in signal.Signals}.get(number, f"signal {number}")  # some have no name
     return f"exit code {os.waitstatus_to_exitcode(status)}"

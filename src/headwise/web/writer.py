@@ -17,7 +17,8 @@ from headwise.models import Seq2Seq
 from headwise.recipes import PairConfig, Run
 from headwise.tasks.decoding import Decoding, Hypothesis
 from headwise.training import Runtime
-from headwise.web.looking import check_head, head_links, hearing, layers_of, off_for_all, strongest, table_of, tile_of
+from headwise.web.looking import check_heads, head_links, hearing, layers_of, off_for_all, strongest, table_of, tile_of
+from headwise.web.reading import Reader, padded
 from headwise.web.words import Piece, pieces, spans_of
 from headwise.web.work import TILE, HeadView, Stopped, StoppedError, TextReport, Work, Writing
 
@@ -106,43 +107,43 @@ class ServedWriter:
         self.name, self.run = name, run
         self.task: str = run.config.task
         self._config, self._model = run.config, run.model.to(runtime.device).eval()
-        self._runtime, self._occlusions, self._reader = runtime, occlusions, run.reader
+        self._runtime, self._most = runtime, run.config.data.max_source
+        end, unknown = run.model.config.end, run.tokenizer.unknown_id
+        self._reader = Reader(run.reader, self._most - 1, occlusions, unknown, after=(end,))
         self._layers = layers_of(self._model)
         self._read = [layer for layer in self._layers if layer["kind"] != "decoder"]
 
     def about(self) -> Mapping[str, Any]:
         """Tell what clients may know of the model."""
-        return {"name": self.name, "task": self.task, "tokens": self._config.data.max_source, "layers": self._layers}
+        return {"name": self.name, "task": self.task, "tokens": self._most, "layers": self._layers}
 
     def predict(self, texts: Sequence[str], off: Sequence[HeadId], writing: Writing, *, cut: bool) -> TextReport:
         """Plan the texts that are to be written; an empty source has none."""
-        self._check(off)
+        check_heads(self._layers, off)
         full = [text for text in texts if text.strip()]
-        sources, lost = self._encoded(full, cut=cut)
+        sources, lost = self._reader.encoded(full, cut=cut)
         decoding = self._decoding(writing)
-        rows = decoding.beams * len(sources)
-        longest = max(map(len, sources), default=1)
-        works = [Work(_Write(self, decoding, tuple(off)), sources, rows, longest)]
-        if writing.align:
-            works += [self._trace(text, off, decoding) for text in full]
+        read = [self._reader.pieces(text) for text in full] if writing.align else []
+        works = [self._trace(ids, found, off, decoding) for ids, found in zip(sources, read, strict=False)]
+        if not writing.align:
+            rows, longest = decoding.beams * len(sources), max(map(len, sources), default=1)
+            works = [Work(_Write(self, decoding, tuple(off)), sources, rows, longest)]
 
-        def join(lists: Sequence[Sequence[Hypothesis]], *traces: _Traced) -> dict[str, Any]:
-            answers = [self._answer(found) for found in lists]
-            for text, answer, traced in zip(full, answers, traces, strict=False):
-                answer["links"] = self._links(text, traced)
-            left = iter(answers)
-            return {"answers": [next(left) if text.strip() else {"texts": []} for text in texts], "cut": lost}
+        def join(*results: Any) -> dict[str, Any]:
+            # Links point into the text that was traced: one that was written in another batch might differ.
+            answers = map(self._linked, read, results) if writing.align else map(self._answer, results[0])
+            return {"answers": [next(answers) if text.strip() else {"texts": []} for text in texts], "cut": lost}
 
         return TextReport(tuple(works), join)
 
     def explain(self, text: str, off: Sequence[HeadId]) -> TextReport:
         """Plan what shows where each written word comes from, and which heads looked at the source."""
-        self._check(off)
-        lost = self._encoded([text], cut=True)[1]
-        work = self._trace(text, off, self._decoding(Writing()))
+        check_heads(self._layers, off)
+        (ids,), lost = self._reader.encoded([text], cut=True)
+        found = self._reader.pieces(text)
+        work = self._trace(ids, found, off, self._decoding(Writing()))
 
         def join(traced: _Traced) -> dict[str, Any]:
-            answer = self._answer(traced.found) | {"links": self._links(text, traced)}
             words = [
                 {
                     "begin": piece.begin,
@@ -150,22 +151,25 @@ class ServedWriter:
                     "drop": float(drop_T.sum()),
                     "head": strongest(traced.heard, self._read, piece.tokens),
                 }
-                for piece, drop_T in zip(self._pieces(text), traced.drop_NT, strict=True)
+                for piece, drop_T in zip(found, traced.drop_NT, strict=True)
             ]
-            return {"answer": answer, "words": words, "heads": table_of(traced.table), "cut": lost}
+            answer, heads = self._linked(found, traced), table_of(traced.table)
+            return {"answer": answer, "words": words, "heads": heads, "cut": lost}
 
         return TextReport((work,), join)
 
     def view(self, text: str, off: Sequence[HeadId], view: HeadView) -> TextReport:
         """Plan what one head does while the model reads a text and writes another."""
-        self._check([*off, view.head])
+        check_heads(self._layers, [*off, view.head])
+        (ids,), _ = self._reader.encoded([text], cut=True)
+        spans_K = self._reader.spans(text)
         kind = next(layer["kind"] for layer in self._layers if layer["place"] == view.head.place)
         looked = Statistics(links=3, received=True), view.cells
-        work = self._trace(text, off, self._decoding(Writing()), looked, masked=False)
+        work = self._trace(ids, (), off, self._decoding(Writing()), looked)
 
         def join(traced: _Traced) -> dict[str, Any]:
             written, spans_T = self._written(traced.found[0])
-            read, wrote = [*self._spans(text), (0, 0)], [(0, 0), *spans_T]
+            read, wrote = [*spans_K, (0, 0)], [(0, 0), *spans_T]
             links = head_links(traced.heard, self._layers, view.head)
             sides = {"queries_written": kind != "encoder", "keys_written": kind == "decoder", "written": written}
             spans = {"queries": read if kind == "encoder" else wrote, "keys": wrote if kind == "decoder" else read}
@@ -179,7 +183,8 @@ class ServedWriter:
     ) -> list[list[Hypothesis]]:
         """Write texts for sources, the best first."""
         with self._runtime.autocast(), off_for_all(self._model, off):
-            return self.run.write(*self._padded(sources), decoding, writer=_Stoppable(self._model, stopped))
+            source = padded(sources, self._runtime.device)
+            return self.run.write(*source, decoding, writer=_Stoppable(self._model, stopped))
 
     @torch.inference_mode()
     def traced(self, source: _Source, asked: _Trace, stopped: Stopped) -> _Traced:
@@ -190,14 +195,14 @@ class ServedWriter:
             score_BT = self._scores([source.ids, *source.masked], ids, stopped)
             usual = Statistics(entropy=True, peak=True, distance=True, sink=1, previous=True, local=2, map=asked.cells)
             with observe(self._model, usual) as observer, hearing(self._model, asked.statistics) as heard:
-                target_BT, target_length_B = self._padded([[self._model.config.begin, *found[0].ids]])
-                self._model(*self._padded([source.ids]), target_BT, target_length_B)
+                target = padded([[self._model.config.begin, *found[0].ids]], self._runtime.device)
+                self._model(*padded([source.ids], self._runtime.device), *target)
         return _Traced(found, score_BT[0] - score_BT[1:], observer.table(), heard)
 
     def _scores(self, sources: Sequence[Sequence[int]], ids: Sequence[int], stopped: Stopped) -> Tensor:
         """Give the log-probability of each of these tokens after each source, shape (B, T)."""
         model = _Stoppable(self._model, stopped)
-        state = model.begin(*self._padded(sources))
+        state = model.begin(*padded(sources, self._runtime.device))
         token_BW = torch.full((len(sources), 1), self._model.config.begin, device=self._runtime.device)
         scores = []
         for id_ in ids:
@@ -208,20 +213,16 @@ class ServedWriter:
 
     def _trace(
         self,
-        text: str,
+        ids: list[int],
+        read: Sequence[Piece],
         off: Sequence[HeadId],
         decoding: Decoding,
         looked: tuple[Statistics, int] = (_RECEIVED, TILE),
-        *,
-        masked: bool = True,
     ) -> Work:
-        """Plan what is written for a text; with `masked`, what each of its words does to it."""
-        (ids,), _ = self._encoded([text], cut=True)
-        unknown = self.run.tokenizer.unknown_id
-        found = self._pieces(text) if masked else []
-        without = [[unknown if i in piece.tokens else id_ for i, id_ in enumerate(ids)] for piece in found]
-        group = _Trace(self, replace(decoding, n_best=1), tuple(off), *looked)
-        return Work(group, _Source(ids, without), 1 + len(without), len(ids))
+        """Plan what is written for a source, and what each of its pieces does to it."""
+        masked = [self._reader.without(ids, piece) for piece in read]
+        group = _Trace(self, decoding, tuple(off), *looked)
+        return Work(group, _Source(ids, masked), 1 + len(masked), len(ids))
 
     def _decoding(self, writing: Writing) -> Decoding:
         own = self._config.decoding
@@ -233,10 +234,12 @@ class ServedWriter:
     def _answer(self, found: Sequence[Hypothesis]) -> dict[str, Any]:
         return {"texts": [{"text": self.run.tokenizer.decode(each.ids), "score": each.score} for each in found]}
 
-    def _links(self, text: str, traced: _Traced) -> list[dict[str, Any]]:
+    def _linked(self, read: Sequence[Piece], traced: _Traced) -> dict[str, Any]:
+        return self._answer(traced.found) | {"links": self._links(read, traced)}
+
+    def _links(self, read: Sequence[Piece], traced: _Traced) -> list[dict[str, Any]]:
         """Link each written word to the source words without which it would be much less likely."""
         written, spans = self._written(traced.found[0])
-        read = self._pieces(text)
         links = []
         for word in pieces(written, spans, len(written) or 1):
             drop_N = traced.drop_NT[:, list(word.tokens)].sum(-1).tolist()
@@ -248,29 +251,6 @@ class ServedWriter:
         """Give a written text, and the characters of it that each token stands for."""
         decoded = self.run.tokenizer.decode
         return decoded(found.ids), spans_of([decoded(found.ids[: t + 1]) for t in range(len(found.ids))])
-
-    def _encoded(self, texts: Sequence[str], *, cut: bool) -> tuple[list[list[int]], int]:
-        most = self._config.data.max_source - 1
-        found = self._reader.encode(texts, max_tokens=most)
-        if found.cut and not cut:
-            told = f"more in {found.cut} of {len(texts)}"
-            raise InputError(f"texts must have at most {most} tokens; got {told}. Set `cut`.")
-        return [[*ids, self._model.config.end] for ids in found.ids], found.cut
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        return self._reader.offsets(text, max_tokens=self._config.data.max_source - 1)
-
-    def _pieces(self, text: str) -> list[Piece]:
-        return pieces(text, self._spans(text), self._occlusions)
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        tokens_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True)
-        length_B = torch.tensor([len(ids) for ids in rows])
-        return tokens_BT.to(self._runtime.device), length_B.to(self._runtime.device)
-
-    def _check(self, heads: Sequence[HeadId]) -> None:
-        for head in heads:
-            check_head(self._layers, head)
 
 
 def _link(source: Piece, target: Piece, drop: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Page {
   open(name, row) { this.address(`#${name}/${row.place}/${row.head}`); }
   overview() { this.address("#heads"); }
   follow() {
-    const [name, place, head] = decodeURIComponent(this.hash ?? location.hash).slice(1).split("/");
+    const [name, place, head] = addressed(this.hash ?? location.hash);
     const table = this.data.tables.find((each) => each.name === name);
     const row = table?.rows.find((each) => each.place === place && String(each.head) === head);
     this.resized = this.redrawn = this.goTo = null;
@@ -28,6 +28,16 @@ class Page {
     document.title = row ? `Layer ${row.layer}, head ${row.head}` : "Heads";
     if (row) fillText(this);
     if (row || back) { window.scrollTo(0, 0); this.main.focus({ preventScroll: true }); tell(document.title); }
+  }
+}
+
+// The parts of an address; none where it is broken, as a lone percent sign is.
+function addressed(hash) {
+  try {
+    return decodeURIComponent(hash).slice(1).split("/");
+  } catch (error) {
+    if (!(error instanceof URIError)) throw error;
+    return [];
   }
 }
 

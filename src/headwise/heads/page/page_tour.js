@@ -4,7 +4,7 @@ class Tour {
   constructor(data, numbers) {
     this.data = data;
     this.arrays = Object.fromEntries(Object.entries(data.numbers).map(([name, ref]) => [name.split("_")[0], { shape: ref.shape, codes: numbers.codes(ref) }]));
-    const longest = data.tokens.map((token) => token.replace(/\W/gu, "").length);
+    const longest = data.tokens.map((token) => [...token.replace(/[^\p{L}\p{N}_]/gu, "")].length);
     this.word = longest.indexOf(Math.max(...longest));
     const of = data.heads.map((_, head) => Math.max(...this.row("weights", head, this.word)));
     this.head = of.indexOf(Math.max(...of));

@@ -28,6 +28,11 @@ export async function ask(path, body) {
   return told;
 }
 
+// Hear no answer to what was asked so far.
+export function stop() {
+  for (const control of running.values()) control.abort();
+}
+
 // Call a function once nothing has happened for a while.
 export function settled(call, wait) {
   let timer;

@@ -1,12 +1,12 @@
 // Put the page together: what is typed goes to the service, what it answers is shown.
 
-import { ask, Refused, settled, setToken } from "./api.js";
+import { ask, Refused, settled, setToken, stop } from "./api.js";
 import { drawMap, Grid, showView } from "./heads.js";
 import { shade, showClasses, showText, showWritten } from "./text.js";
 import { layerName, percent, say, speak, spoken } from "./words.js";
 
 const at = (id) => document.getElementById(id);
-const state = { models: [], limits: {}, head: null, view: { zoom: 0, row: 0, column: 0 }, told: null };
+const state = { models: [], limits: {}, head: null, tile: { zoom: 0, row: 0, column: 0 }, said: () => "", answer: null, why: null, seen: null };
 const grid = new Grid(at("heads"), { onSwitch: switched, onHead: (head) => look(head) });
 
 const model = () => state.models.find(({ name }) => name === at("model").value);
@@ -20,47 +20,61 @@ async function told(action) {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof Refused && error.status === 401) at("access").hidden = false;
-    tell("problem", error instanceof Refused ? error.message : error instanceof TypeError ? say("unreachable") : String(error));
+    tell("problem", () => (error instanceof Refused ? error.message : error instanceof TypeError ? say("unreachable") : String(error)));
   }
 }
 
+// The words come as a function: they may have to be said again in another language.
 function tell(kind, words) {
+  state.said = words;
   at("state").dataset.state = kind;
-  at("state").textContent = words;
+  at("state").textContent = words();
 }
 
 async function answer() {
+  if (!model()) return;
   if (!text().trim()) return clear();
-  tell("working", say("working"));
+  tell("working", () => say("working"));
   const began = performance.now();
   const found = await ask("/v1/predict", { ...asked(), texts: [text()], cut: true });
-  showAnswer(found.answers[0]);
-  tell("done", say("done", { ms: Math.round(performance.now() - began) }) + (found.cut ? say("cut") : ""));
+  const ms = Math.round(performance.now() - began);
+  state.answer = found.answers[0];
+  showAnswer();
+  tell("done", () => say("done", { ms }) + (found.cut ? say("cut") : ""));
 }
 
-function showAnswer(found) {
-  if (model().task === "sentiment") showClasses(at("answer"), found);
-  else showWritten(at("answer"), found);
+function showAnswer() {
+  if (!state.answer) at("answer").textContent = say("nothing");
+  else if (model().task === "sentiment") showClasses(at("answer"), state.answer);
+  else showWritten(at("answer"), state.answer);
 }
 
 function clear() {
-  at("answer").textContent = say("nothing");
-  for (const id of ["words", "word-told", "queries", "keys", "link-told", "view-head"]) at(id).replaceChildren();
-  at("map-part").hidden = true;
-  state.told = null;
-  tell("idle", "");
+  stop();
+  state.answer = state.why = state.seen = null;
+  show();
+  tell("idle", () => "");
+}
+
+function show() {
+  showAnswer();
+  showWhy();
+  showSeen();
 }
 
 async function explain() {
-  if (!text().trim()) return;
+  if (!model() || !text().trim()) return;
   const read = text();
   const found = await ask("/v1/explain", { ...asked(), text: read });
-  state.told = { read, found };
+  state.why = { read, found };
   showWhy();
 }
 
 function showWhy() {
-  const { read, found } = state.told;
+  at("word-told").replaceChildren();
+  grid.point(null, "looked");
+  if (!state.why) return at("words").replaceChildren();
+  const { read, found } = state.why;
   const most = Math.max(...found.words.map(({ drop }) => Math.abs(drop)), 1e-9);
   const marks = found.words.map((word) => ({ ...word, kind: word.drop >= 0 ? "for" : "against", weight: Math.abs(word.drop) / most }));
   if (model().task === "sentiment") {
@@ -114,24 +128,38 @@ function light(place, spans, lit) {
 }
 
 async function view() {
-  if (!state.head || !text().trim()) return;
-  const read = text();
-  const found = await ask("/v1/view", { ...asked(), text: read, head: state.head, ...state.view });
-  const place = layerName(state.head.place);
-  at("view-head").textContent = say("headName", { place, head: state.head.head });
-  showView(found, state.head, { text: read, queries: at("queries"), keys: at("keys"), line: at("link-told") });
+  if (!model() || !state.head || !text().trim()) return;
+  const { head, tile } = state, read = text();
+  const found = await ask("/v1/view", { ...asked(), text: read, head, ...tile });
+  state.seen = { found, head, tile, read };
+  showSeen();
+}
+
+function showSeen() {
   at("link-told").textContent = "";
-  at("map-part").hidden = false;
-  drawMap(at("map"), found, state.view);
-  at("map").setAttribute("aria-label", say("mapName", { place, head: state.head.head, ...state.view }));
-  const side = 2 ** state.view.zoom;
-  const tokens = Math.max(found.queries.length, found.keys.length);
+  at("map-part").hidden = !state.seen;
+  if (!state.seen) {
+    at("view-head").textContent = say("noHead");
+    for (const id of ["queries", "keys"]) at(id).replaceChildren();
+    return;
+  }
+  const { found, head, tile, read } = state.seen;
+  const named = { place: layerName(head.place), head: head.head };
+  at("view-head").textContent = say("headName", named);
+  showView(found, head, { text: read, queries: at("queries"), keys: at("keys"), line: at("link-told") });
+  drawMap(at("map"), found, tile);
+  at("map").setAttribute("aria-label", say("mapName", { ...named, ...tile }));
+  allowMoves(tile, Math.max(found.queries.length, found.keys.length));
+}
+
+function allowMoves({ zoom, row, column }, tokens) {
+  const side = 2 ** zoom;
   at("closer").disabled = 32 * side > state.limits.cells || 16 * side >= tokens;
-  at("wider").disabled = state.view.zoom === 0;
-  at("left").disabled = state.view.column === 0;
-  at("up").disabled = state.view.row === 0;
-  at("right").disabled = state.view.column === side - 1;
-  at("down").disabled = state.view.row === side - 1;
+  at("wider").disabled = zoom === 0;
+  at("left").disabled = column === 0;
+  at("up").disabled = row === 0;
+  at("right").disabled = column === side - 1;
+  at("down").disabled = row === side - 1;
 }
 
 const answerSoon = settled(() => told(answer), 150);
@@ -153,25 +181,38 @@ function switched() {
 
 function look(head) {
   state.head = head;
-  state.view = { zoom: 0, row: 0, column: 0 };
+  state.tile = { zoom: 0, row: 0, column: 0 };
   grid.point(head, "seen");
   viewSoon();
 }
 
 function moveMap(change) {
-  Object.assign(state.view, change);
+  state.tile = { ...state.tile, ...change };
   told(view);
 }
 
 function choose() {
   grid.show(model().layers);
   state.head = null;
+  note();
+  clear();
+  typed();
+}
+
+function note() {
   const kind = model().task[0].toUpperCase() + model().task.slice(1);
   at("why-note").textContent = say(`note${kind}`);
   at("count").textContent = grid.count();
-  clear();
-  at("view-head").textContent = say("noHead");
-  typed();
+}
+
+// Say all that the page shows in another language; what is shown stays, and nothing is asked.
+function redress() {
+  dress();
+  if (model()) note();
+  grid.draw();
+  grid.point(state.head, "seen");
+  show();
+  at("state").textContent = state.said();
 }
 
 function dress() {
@@ -195,16 +236,15 @@ async function open() {
 at("text").addEventListener("input", typed);
 at("model").addEventListener("change", choose);
 at("all-on").addEventListener("click", () => grid.allOn());
-at("closer").addEventListener("click", () => moveMap({ zoom: state.view.zoom + 1, row: 2 * state.view.row, column: 2 * state.view.column }));
-at("wider").addEventListener("click", () => moveMap({ zoom: state.view.zoom - 1, row: state.view.row >> 1, column: state.view.column >> 1 }));
-at("left").addEventListener("click", () => moveMap({ column: state.view.column - 1 }));
-at("right").addEventListener("click", () => moveMap({ column: state.view.column + 1 }));
-at("up").addEventListener("click", () => moveMap({ row: state.view.row - 1 }));
-at("down").addEventListener("click", () => moveMap({ row: state.view.row + 1 }));
+at("closer").addEventListener("click", () => moveMap({ zoom: state.tile.zoom + 1, row: 2 * state.tile.row, column: 2 * state.tile.column }));
+at("wider").addEventListener("click", () => moveMap({ zoom: state.tile.zoom - 1, row: state.tile.row >> 1, column: state.tile.column >> 1 }));
+at("left").addEventListener("click", () => moveMap({ column: state.tile.column - 1 }));
+at("right").addEventListener("click", () => moveMap({ column: state.tile.column + 1 }));
+at("up").addEventListener("click", () => moveMap({ row: state.tile.row - 1 }));
+at("down").addEventListener("click", () => moveMap({ row: state.tile.row + 1 }));
 at("language").addEventListener("click", () => {
   speak(spoken() === "zh" ? "en" : "zh");
-  dress();
-  choose();
+  redress();
 });
 at("access").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -111,19 +111,18 @@ export class Grid {
 export function showView(told, head, { text, queries, keys, line }) {
   const asked = told.queries_written ? told.written : text;
   const marks = told.queries.map(([begin, end], i) => ({ begin, end, i }));
-  const keyMarks = told.keys.map(([begin, end], i) => ({ begin, end, i }));
   const name = (key) => {
     const [begin, end] = told.keys[key];
     if (end === begin) return say(key === 0 ? "start" : "end");
     return `“${letters(keyText).slice(begin, end).join("")}”`;
   };
   const keyText = told.keys_written ? told.written : text;
-  showText(keys, keyText, keyMarks, () => {});
+  const drawn = showText(keys, keyText, told.keys.map(([begin, end]) => ({ begin, end })), () => {});
   showText(queries, asked, marks, (mark, word) => {
     const links = told.links[mark.i] ?? [];
-    const buttons = [...keys.querySelectorAll("button")];
-    const shown = keyMarks.filter(({ begin, end }) => end > begin);
-    buttons.forEach((button, at) => shade(button, links.find(({ key }) => key === shown[at]?.i)?.weight ?? 0));
+    const within = (key, { begin, end }) => told.keys[key][0] < end && told.keys[key][1] > begin;
+    const weightOf = (shown) => links.reduce((sum, { key, weight }) => sum + (within(key, shown) ? weight : 0), 0);
+    keys.querySelectorAll("button").forEach((button, at) => shade(button, weightOf(drawn[at])));
     const listed = links.map(({ key, weight }) => `${name(key)} (${percent(weight)})`).join(", ");
     line.textContent = say("linked", { query: word, keys: listed });
   });

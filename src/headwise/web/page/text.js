@@ -4,18 +4,21 @@ import { say } from "./words.js";
 
 export const letters = (text) => Array.from(text);
 
-// Cut a text at spans [begin, end], each with a mark; what is between them stays plain.
+// Cut a text at spans [begin, end], each with a mark; what is between them stays plain. Of marks that overlap, as
+// several tokens of one character do, the first becomes a button. Gives the marks that did, in order.
 export function showText(place, text, marks, onWord) {
   const all = letters(text);
-  const parts = [];
+  const parts = [], drawn = [];
   let at = 0;
   for (const mark of marks) {
     if (mark.begin < at || mark.end <= mark.begin) continue;
     parts.push(all.slice(at, mark.begin).join(""), wordButton(all.slice(mark.begin, mark.end).join(""), mark, onWord));
+    drawn.push(mark);
     at = mark.end;
   }
   parts.push(all.slice(at).join(""));
   place.replaceChildren(...parts);
+  return drawn;
 }
 
 function wordButton(word, mark, onWord) {
