@@ -124,20 +124,32 @@ class Held:
     def __init__(self, run):
         self.model = served("tiny", run, start("cpu", "float32"), Limits())
         self.plan, self.model.explain = self.model.explain, self
-        self.began, self.gate, self.threads = threading.Event(), threading.Event(), set()
+        self.began, self.gate, self.threads = threading.Event(), threading.Event(), {}
 
     def __call__(self, *asked):
-        self.threads.add(threading.get_ident())
+        self.threads[threading.current_thread().name] = True  # in their order
         self.began.set()
         assert self.gate.wait(5)
         return self.plan(*asked)
+
+
+LONG = "a" * 3_000
+
+
+def test_a_short_text_is_read_at_once_unless_somebody_reads(client, run):
+    held = Held(run)
+    service = client(models={"tiny": held.model})
+    held.gate.set()
+    assert service.post("/v1/explain", json={"text": "a"}).status_code == 200
+    assert service.post("/v1/explain", json={"text": LONG}).status_code == 200
+    assert [name.startswith("headwise-reader") for name in held.threads] == [False, True]
 
 
 def test_texts_are_read_beside_the_event_loop_one_by_one(client, run):
     held, statuses = Held(run), []
     service = client(models={"tiny": held.model})
     asking = [
-        threading.Thread(target=lambda: statuses.append(service.post("/v1/explain", json={"text": "a"}).status_code))
+        threading.Thread(target=lambda: statuses.append(service.post("/v1/explain", json={"text": LONG}).status_code))
         for _ in range(4)
     ]
     for thread in asking:
@@ -155,7 +167,7 @@ def test_texts_are_read_beside_the_event_loop_one_by_one(client, run):
 def test_a_text_that_is_not_read_in_time_is_given_up(client, run):
     held = Held(run)
     service = client(models={"tiny": held.model}, limits={"deadline": 0.2})
-    answer = service.post("/v1/explain", json={"text": "a"})
+    answer = service.post("/v1/explain", json={"text": LONG})
     held.gate.set()
     assert (answer.status_code, "deadline" in answer.json()["detail"]) == (504, True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -28,6 +29,9 @@ __all__ = ["Api", "application"]
 
 _Made = TypeVar("_Made")
 
+_SHORT = 2_000
+"""Letters of a request that are read at once: to hand them to a thread takes longer, and halves the rate."""
+
 _log = logging.getLogger("headwise")
 
 _WRONG = {status: {"model": schemas.Problem} for status in (400, 401, 403, 408, 413, 422, 503, 504)}
@@ -48,11 +52,11 @@ class Api:
         self._models, self._config, self._metrics = models, config, metrics
         self._batcher: Batcher | None = None
         self._reader: ThreadPoolExecutor | None = None
+        self._reads = threading.Lock()  # a tokenizer is changed by its calls, and can be shared
 
     @asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Take requests, and at the end finish what waits."""
-        # One thread, since a tokenizer is changed by its calls and can be shared.
         with ThreadPoolExecutor(1, thread_name_prefix="headwise-reader") as self._reader:
             self._batcher = Batcher(self._config.limits, self._metrics)
             yield
@@ -122,7 +126,7 @@ class Api:
         return self._models[name]
 
     async def _report(self, model: Served, texts: Sequence[str], plan: Callable[[], TextReport]) -> Any:
-        """Do what is planned for texts; they are read, and what is written is spelled out, beside the event loop."""
+        """Do what is planned for texts: read them, compute, and spell out what was written."""
         if self._batcher is None:
             raise FullError
 
@@ -130,16 +134,28 @@ class Api:
             self._check(texts)
             return plan()
 
+        short = sum(map(len, texts)) <= _SHORT
         try:
             async with asyncio.timeout(self._config.limits.deadline):
-                report = await self._beside(planned)
+                report = await self._read(planned, short=short)
                 results = await _results(self._batcher, report)
-                return {"model": model.name, **await self._beside(partial(report.join, *results))}
+                return {"model": model.name, **await self._read(partial(report.join, *results), short=short)}
         except TimeoutError:
             raise LateError from None
 
-    async def _beside(self, made: Callable[[], _Made]) -> _Made:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, made)
+    async def _read(self, made: Callable[[], _Made], *, short: bool) -> _Made:
+        """Do what a tokenizer has a part in: short texts at once, others beside the event loop, as they may take long."""
+        if short and self._reads.acquire(blocking=False):
+            try:
+                return made()
+            finally:
+                self._reads.release()
+
+        def alone() -> _Made:
+            with self._reads:
+                return made()
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader, alone)
 
 
 async def _results(batcher: Batcher, report: TextReport) -> list[Any]:
