@@ -144,7 +144,7 @@ class Api:
             raise LateError from None
 
     async def _read(self, made: Callable[[], _Made], *, short: bool) -> _Made:
-        """Do what a tokenizer has a part in: short texts at once, others beside the event loop, as they may take long."""
+        """Do what a tokenizer has a part in: short texts at once, long ones beside the event loop."""
         if short and self._reads.acquire(blocking=False):
             try:
                 return made()
