@@ -115,17 +115,10 @@ def _check_pairs(count: int, rdrop: float, *, alone: bool) -> None:
 
 @torch.library.impl(_LIBRARY, "linear_cross_entropy", "CompositeExplicitAutograd")
 @torch.no_grad()
-def _forward(
-    hidden_NM: Tensor,
-    weight_VM: Tensor,
-    target_N: Tensor,
-    bias_V: Tensor | None,
-    kept_N: Tensor | None,
-    *rest: Any,
-) -> list[Tensor]:
+def _forward(hidden_NM: Tensor, *rest: Any) -> list[Tensor]:
     """Give the loss and, where `slopes` asks for them, the gradients of states, table, bias, and both mixed parts."""
     with torch.autocast(hidden_NM.device.type, enabled=False):  # it has chosen `dtype`; sums stay as they are
-        return _computed(hidden_NM, weight_VM, target_N, bias_V, kept_N, *rest)
+        return _computed(hidden_NM, *rest)
 
 
 def _computed(
