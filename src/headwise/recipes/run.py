@@ -48,7 +48,9 @@ class Run:
 
     def packed(self, dtype: torch.dtype) -> Any:
         """Give the model packed for inference, made once for its weights as they are."""
-        key = dtype, sum(each._version for each in self.model.state_dict().values())
+        held = self.model.state_dict().values()
+        state = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in held)
+        key = dtype, hash(state)
         if key not in self._twins:
             self._twins.clear()
             self._twins[key] = for_inference(self.model, dtype=dtype)

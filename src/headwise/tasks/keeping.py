@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Keeper:
         self._bytes = 0
         self._splits: dict[str, int] = {}
         self._rows, self._before, self._listed = 0, list[int](), list[str]()
-        self._elsewhere, self._kept = 0, Path()
+        self._elsewhere = 0
 
     def keep(self, parts: Sequence[Part], kept: Path, *, quiet: bool) -> None:
         """Write the Arrow file, then a JSON file that says what is in it and that it is whole.
@@ -82,7 +83,6 @@ class Keeper:
         Raises:
             InputError: at the first row that is broken, unless such rows are left out.
         """
-        self._kept = kept
         roles: list[set[str]] = []
         total = sum(part.size for part in parts)
         with (
@@ -90,10 +90,11 @@ class Keeper:
             written(kept) as sink,
             need("pyarrow.ipc").new_file(sink, self._schema) as out,
         ):
+            write = partial(_write, out, kept)
             for number, part in enumerate(parts):
                 with part.open(moved) as rows:
-                    roles.append(self._read(rows, part, number, out.write_batch))
-            self._flush(out.write_batch)
+                    roles.append(self._read(rows, part, number, write))
+            self._flush(write)
         about = {
             "roles": [want.role for want in self._wanted if want.role in _shared(parts, roles)],
             "files": [part.name for part in parts],
@@ -166,14 +167,17 @@ class Keeper:
 
     def _flush(self, write: Callable[[Any], object]) -> None:
         if self._held[-1]:
-            batch = need("pyarrow").record_batch(self._held, schema=self._schema)
-            try:
-                write(batch)
-            except OSError as error:  # told here: outside it would pass for a fault of the file that is read
-                raise unwritable(self._kept, error) from error
+            write(need("pyarrow").record_batch(self._held, schema=self._schema))
             for column in self._held:
                 column.clear()
             self._bytes = 0
+
+
+def _write(out: Any, kept: Path, batch: Any) -> None:
+    try:
+        out.write_batch(batch)
+    except OSError as error:  # told here: further out it would pass for a fault of the file that is read
+        raise unwritable(kept, error) from error
 
 
 def _shared(parts: Sequence[Part], roles: Sequence[set[str]]) -> set[str]:
