@@ -241,7 +241,18 @@ def test_the_first_skipped_rows_are_listed(tmp_path):
     assert skipped.listed[0] == f"{path}, row 2: 1 fields, where the header has 2"
 
 
+def test_a_broken_first_row_of_json_lines_is_skipped_like_any_other(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "cut\n{"text": "good", "label": "1"}\n{"text": "bad", "label": "0"}\n')
+    held = opened(path, on_error="skip")
+    assert rows_of(held) == [("1", "good"), ("0", "bad")]
+    assert held.skipped.listed[0].startswith(f"{path}, row 1: broken JSON")
+    with pytest.raises(InputError, match=r"row 1 must hold text .* got broken JSON"):
+        opened(path)
+
+
 FILES = [
+    ("a.jsonl", b"", "row 1 must be a JSON object; got an empty file"),
     ("a.tsv", b"", "row 1 must be a header"),
     ("a.tsv", b"text\ttext\n", r"got \['text'\] twice"),
     ("a.csv", "label,text\n".encode("utf-16"), "row 1 must be a header in UTF-8"),

@@ -216,7 +216,9 @@ def test_explain_names_a_backend_and_every_other():
     chosen = explain(*tensors())
     assert chosen.backend == "native"
     assert dict(chosen.refused)["fused"] == "it could, but native comes first"
-    assert "the backward pass of fused" in explain(*tensors(), bias=torch.zeros(1, 1, 1, 1, requires_grad=True)).how
+    learned = [torch.zeros(1, 1, 1, keys, requires_grad=True) for keys in (tensors()[1].shape[2], 1)]
+    told = ["the backward pass of fused" in explain(*tensors(), bias=bias).how for bias in learned]
+    assert told == [True, False], "the gradient of a bias that all keys share is that of the log-sum-exp"
     long = torch.zeros(1, 1, 300, 8, dtype=torch.float64)
     assert "fused operation" in explain(long, long, long).how
     assert "dropout" in explain(long, long, long, dropout=0.1).how

@@ -319,6 +319,19 @@ def test_what_is_wrong_is_told(opened, service):
     opened.expected = "status of 422"
 
 
+def test_a_service_that_is_gone_is_told_apart_from_a_fault_of_the_page(opened):
+    page, state = opened(), '#state[data-state="problem"]'
+    opened.expected = "Failed to load resource"
+    page.route("**/v1/predict", lambda route: route.abort())
+    page.fill("#text", TEXT)
+    page.wait_for_selector(state)
+    assert page.inner_text(state) == "The service does not answer. Is it still running?"
+    page.unroute("**/v1/predict")
+    page.route("**/v1/predict", lambda route: route.fulfill(json={}))
+    page.fill("#text", f"{TEXT} again")
+    page.wait_for_selector(f"{state} >> text=TypeError")
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened, size, scheme):

@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
 
@@ -284,26 +284,30 @@ class _Plain:
 
 
 class _Jsonl:
-    """Read JSON lines: one object a line; the first one names the columns."""
+    """Read JSON lines: one object a line; the first good one names the columns."""
 
     def __init__(self, path: Path, lines: Iterator[_Line]) -> None:
-        self._first = next(lines, (1, "", None))
-        held = _object(self._first[1], self._first[2])
-        if isinstance(held, Broken):
-            raise InputError(
-                f"{path}, row 1 must be a JSON object; got {held.fact}. Write one object a line, in UTF-8."
-            )
+        self._begun, faults = list[_Line](), list[Broken]()
+        for line in islice(lines, _TRIED):
+            self._begun.append(line)
+            held = _object(line[1], line[2])
+            if not isinstance(held, Broken):
+                break
+            faults.append(held)
+        else:
+            fact = faults[0].fact if faults else "an empty file"
+            raise InputError(f"{path}, row 1 must be a JSON object; got {fact}. Write one object a line, in UTF-8.")
         _header(path, list(held), None)
         self.columns, self._lines = list(held), lines
 
     def read(self, names: Sequence[str]) -> Iterator[Record]:
-        for number, text, fault in self._chain():
+        for number, text, fault in chain(self._begun, self._lines):
             held = _object(text, fault)
             yield number, held if isinstance(held, Broken) else [held.get(name) for name in names]
 
-    def _chain(self) -> Iterator[_Line]:
-        yield self._first
-        yield from self._lines
+
+_TRIED = 1_000
+"""Rows in which a file of JSON lines has to hold an object, else it is none."""
 
 
 def _object(text: str, fault: Broken | None) -> dict[str, Any] | Broken:

@@ -43,7 +43,9 @@ def refusal(problem: Problem, asked: Statistics) -> str | None:
 
 def describe(problem: Problem) -> str:
     """Say how it computes a call."""
-    added = (problem.bias_BHQK, problem.slopes_H, problem.relative_HN)
+    bias = problem.bias_BHQK
+    summed = None if bias is None or bias.shape[3] == 1 else bias  # a shared one has the gradient of the log-sum-exp
+    added = (summed, problem.slopes_H, problem.relative_HN)
     learned = any(tensor is not None and tensor.requires_grad for tensor in added)
     apart = learned and problem.query_BHQD.dtype == torch.float32
     told = "; the backward pass of fused where the entropy carries a gradient" if apart else ""

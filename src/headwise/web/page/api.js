@@ -15,14 +15,22 @@ export class Refused extends Error {
   }
 }
 
+export class Unreachable extends Error {}
+
+// A fault of the network comes as a TypeError, as one of this page would.
+function lost(error) {
+  throw error instanceof TypeError ? new Unreachable() : error;
+}
+
 export async function ask(path, body) {
   running.get(path)?.abort();
   const control = new AbortController();
   running.set(path, control);
   const headers = body ? { "content-type": "application/json" } : {};
   if (token) headers.authorization = `Bearer ${token}`;
-  const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal: control.signal });
-  const told = await answer.json();
+  const given = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal: control.signal };
+  const answer = await fetch(path, given).catch(lost);
+  const told = await answer.json().catch(lost);
   if (!answer.ok) throw new Refused(answer.status, told.detail);
   control.signal.throwIfAborted();
   return told;

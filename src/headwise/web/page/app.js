@@ -1,6 +1,6 @@
 // Put the page together: what is typed goes to the service, what it answers is shown.
 
-import { ask, Refused, settled, setToken, stop } from "./api.js";
+import { ask, Refused, settled, setToken, stop, Unreachable } from "./api.js";
 import { drawMap, Grid, showView } from "./heads.js";
 import { shade, showClasses, showText, showWritten } from "./text.js";
 import { layerName, percent, say, speak, spoken } from "./words.js";
@@ -20,7 +20,7 @@ async function told(action) {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof Refused && error.status === 401) at("access").hidden = false;
-    tell("problem", () => (error instanceof Refused ? error.message : error instanceof TypeError ? say("unreachable") : String(error)));
+    tell("problem", () => (error instanceof Refused ? error.message : error instanceof Unreachable ? say("unreachable") : String(error)));
   }
 }
 
