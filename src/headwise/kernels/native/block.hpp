@@ -31,6 +31,8 @@ struct Block {
     float *left, *scores, *weights, *output, *added;
     uint16_t* words;
     float *line, *received, *map;  // of the second pass
+    int64_t held, line_begin, line_end;  // number and keys of the line
+    int64_t lines[BLOCK_ROWS];           // number of the line of each row
     Counts counts;
 };
 
@@ -61,16 +63,16 @@ public:
         }
         for (int64_t k = first / PANEL * PANEL; k < last; k += BLOCK_KEYS) {
             const int64_t end = smaller(smaller(last, k + BLOCK_KEYS), call.keys);
-            if (call.least) {
+            if (call.least)
                 words_by_query(call, unit.batch, block.head, block.query, block.rows, k, end - k, block.words,
                                SCORE_ROW);
-            }
             for (int t = 0; t * TILE_ROWS < block.rows; ++t) {
                 const int64_t from = larger(k, block.tile_first[t]), to = smaller(end, block.tile_last[t]);
                 if (from >= to) continue;
                 strip(unit, block, t, k, from - k, to - k);
                 if (keeping) look_at_strip(unit, block, t, k, from - k, to - k);
             }
+            if (keeping) give(unit, block, k);
         }
         for (int r = 0; r < block.rows; ++r) finish(unit, block, r);
         if (counter.again && !keeping) look_again(unit, block, first, last);
@@ -88,57 +90,63 @@ private:
                 const int64_t from = larger(k, block.tile_first[t]), to = smaller(end, block.tile_last[t]);
                 if (from < to) look_at_strip(unit, block, t, k, from - k, to - k);
             }
+            give(unit, block, k);
         }
     }
 
     void look_at_strip(const Unit<M>& unit, Block& block, int t, int64_t k, int64_t from, int64_t to) const {
         const int row = t * TILE_ROWS, rows = smaller(TILE_ROWS, block.rows - row);
         if (!keeping) score(unit, block, row, rows, k, from, to);
-        const Extent extent = extent_of(call, unit.batch);
         const int64_t begin = from / W * W, end = up(to, W);
-        int64_t held = -1;  // which head and row of the map the line belongs to
-        const auto give = [&] {
-            const int64_t cells = larger<int64_t>(1, call.seen.cells);
-            if (held >= 0) counter.add_line(block.counts, extent, held / cells, held % cells, block.line, k, from, to);
-        };
         for (int r = row; r < row + rows; ++r) {
-            float* scores = block.scores + (r - row) * SCORE_ROW;
-            if (!live(block, r) || !weights_of(unit, block, r, k, begin, end)) continue;
-            const int64_t at = (unit.batch * call.heads + block.head[r]) * call.queries + block.query[r];
-            if (call.seen.links) counter.link(at, scores, k, begin, end);
-            const int64_t head = block.head[r] - unit.group * share;
-            const int64_t line =
-                call.seen.map ? head * call.seen.cells + counter.cell(block.query[r], extent.queries) : head;
-            if (line != held) {
-                give();
-                std::memset(block.line + begin, 0, (end - begin) * 4);
-                held = line;
+            if (!live(block, r)) continue;
+            if (block.lines[r] != block.held) {
+                give(unit, block, k);
+                block.held = block.lines[r];
+                block.line_begin = from;
+                block.line_end = to;
+                std::memset(block.line, 0, up(smaller<int64_t>(BLOCK_KEYS, call.keys - k), W) * 4);
             }
-            for (int64_t j = begin; j < end; j += W)
-                store(block.line + j, add(load(block.line + j), load(scores + j)));
+            block.line_begin = smaller(block.line_begin, from);
+            block.line_end = larger(block.line_end, to);
+            look_at_row(unit, block, r, k, begin, end);
         }
-        give();
     }
 
-    // Turn a row's scores into final weights in place; false when the row sees none of these keys.
-    bool weights_of(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t begin, int64_t end) const {
+    // Add the line to its place.
+    void give(const Unit<M>& unit, Block& block, int64_t k) const {
+        const int64_t number = block.held, begin = block.line_begin, end = block.line_end;
+        block.held = -1;
+        if (number < 0) return;
+        counter.add_line(block.counts, extent_of(call, unit.batch), number, block.line, k, begin, end);
+    }
+
+    // Turn a row's scores into final weights, add them to the line, and find the strongest.
+    void look_at_row(const Unit<M>& unit, Block& block, int r, int64_t k, int64_t begin, int64_t end) const {
         float* scores = block.scores + r % TILE_ROWS * SCORE_ROW;
         const int64_t first = larger<int64_t>(begin, block.first[r] - k);
         const int64_t last = smaller<int64_t>(end, block.last[r] - k);
-        if (first >= last) return false;
+        if (first >= last) return;
         const int64_t from = first / W * W, to = up(last, W);
-        for (int64_t j = begin; j < from; ++j) scores[j] = 0;
-        for (int64_t j = to; j < end; ++j) scores[j] = 0;
         const vec share = all(1 / block.total[r]), highest = all(block.highest[r]);
         const float* weights = block.weights + r % TILE_ROWS * SCORE_ROW;
-        for (int64_t j = from; keeping && j < to; j += W) store(scores + j, mul(load(weights + j), share));
-        if (keeping) return true;
-        const float c = complete(unit, block, r, k, first, last, from, to);
+        const vec c = all(keeping ? 0 : complete(unit, block, r, k, first, last, from, to));
+        vec tops = all(0);
         for (int64_t j = from; j < to; j += W) {
-            const vec score = load(scores + j), power = power_of_2(floored(sub(mul(score, all(c)), highest)));
-            store(scores + j, unless_equal(score, all(MINUS_INFINITY), mul(power, share)));
+            vec weight;
+            if (keeping) {
+                weight = mul(load(weights + j), share);
+            } else {
+                const vec score = load(scores + j), power = power_of_2(floored(sub(mul(score, c), highest)));
+                weight = unless_equal(score, all(MINUS_INFINITY), mul(power, share));
+            }
+            store(block.line + j, add(load(block.line + j), weight));
+            if (!call.seen.links) continue;
+            store(scores + j, weight);
+            tops = most(tops, weight);
         }
-        return true;
+        const int64_t at = (unit.batch * call.heads + block.head[r]) * call.queries + block.query[r];
+        if (call.seen.links) counter.link(at, scores, tops, k, from, to);
     }
 
     static bool live(const Block& block, int r) {
@@ -150,6 +158,7 @@ private:
         const Rows queries = rows_of(call.query, unit.batch, unit.group * share, call.queries, call.width, half);
         const Extent extent = extent_of(call, unit.batch);
         block.rows = static_cast<int>(smaller(rows, unit.rows - row));
+        block.held = -1;
         int64_t head = unit.group * share + row / call.queries, query = row % call.queries;
         for (int r = 0; r < block.rows; ++r, ++query) {
             if (query == call.queries) {
@@ -164,6 +173,7 @@ private:
             block.total[r] = block.spread[r] = 0;
             block.poisoned[r] = false;
             counter.begin(block.counts, r, extent, query);
+            block.lines[r] = counter.line(head - unit.group * share, query, extent.queries);
             words_of<M>(queries, row + r, block.left + r * words, words);
         }
         // The factor of the scores is positive, so that the largest product is the largest score.
@@ -284,23 +294,17 @@ private:
         if (first >= last) return blank(scores, from, to);
         const int64_t begin = first / step * step, end = up(last, step);
         const float c = complete(unit, block, r, k, first, last, begin, end);
-        const float old = block.highest[r], highest = larger(old, c * largest(scores + begin, end - begin));
-        if (highest == MINUS_INFINITY && !has_nan(scores, begin, end)) return blank(scores, from, to);
+        const float old = block.highest[r], top = largest(scores + begin, end - begin), highest = larger(old, c * top);
+        if (highest == MINUS_INFINITY && !has_nan(scores + begin, end - begin)) return blank(scores, from, to);
         if (highest != old) {
             rescale(block, r, highest);
-            counter.find_peak(block.counts, r, scores, c, highest, k, begin, end);
+            counter.find_peak(block.counts, r, scores, top, k, begin, end);
         }
         blank(scores, from, begin);
         if (counter.on_the_way || keeping) sums<true>(block, r, scores, c, k, begin, end);
         else sums<false>(block, r, scores, c, k, begin, end);
         blank(scores, end, to);
         if (unit.any_broken) poison(unit, block, r, k, first, last);
-    }
-
-    static bool has_nan(const float* scores, int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j)
-            if (scores[j] != scores[j]) return true;
-        return false;
     }
 
     // Zero the weights of keys from to to.
@@ -388,7 +392,6 @@ private:
         call.lse[at] = log_total * LN_2;
         if (!lives) return;
         if (counter.on_the_way) counter.write(block.counts, r, at, total, block.spread[r]);
-        counter.count_live(unit.batch, block.head[r], block.query[r], extent_of(call, unit.batch));
     }
 };
 

@@ -18,6 +18,7 @@ struct Counts {
     float sums[kinds][BLOCK_ROWS];
     int64_t peak_key[BLOCK_ROWS], own[BLOCK_ROWS], start;
     float* weights;   // of one row and block of keys
+    int32_t* first;   // of the valid keys, the first of each cell
     float* received;  // of each head of the group and key, and of each cell, by this thread
     float* map;
 };
@@ -43,11 +44,10 @@ public:
     }
 
     // Find the key of a new maximum among the scores of keys k + begin to k + end.
-    void find_peak(Counts& counts, int r, const float* scores, float c, float highest, int64_t k, int64_t begin,
-                   int64_t end) const {
+    void find_peak(Counts& counts, int r, const float* scores, float top, int64_t k, int64_t begin, int64_t end) const {
         if (!seen.peak) return;
         for (int64_t j = begin; j < end; j += W)
-            if (const uint32_t found = equal(mul(load(scores + j), all(c)), all(highest))) {
+            if (const uint32_t found = equal(load(scores + j), all(top))) {
                 counts.peak_key[r] = k + j + __builtin_ctz(found);
                 return;
             }
@@ -104,54 +104,98 @@ public:
         return smaller(seen.cells - 1, place * seen.cells / larger<int64_t>(1, length));
     }
 
-    // Add a line of weights, summed over queries of one head and one row of the map, for keys k + begin to k + end.
-    void add_line(Counts& counts, const Extent& extent, int64_t head, int64_t row, const float* line, int64_t k,
-                  int64_t begin, int64_t end) const {
+    // The first place of a cell.
+    int64_t first_of(int64_t cell, int64_t length) const { return (cell * length + seen.cells - 1) / seen.cells; }
+
+    // Number what a query's weights are added up in: a row of its head's map, or the head where there is no map.
+    int64_t line(int64_t head, int64_t query, int64_t length) const {
+        return seen.map ? head * seen.cells + cell(query, length) : head;
+    }
+
+    // Add weights of keys k + begin to k + end, summed over the queries of a line.
+    void add_line(Counts& counts, const Extent& extent, int64_t number, const float* line, int64_t k, int64_t begin,
+                  int64_t end) const {
         if (seen.received) {
-            float* received = counts.received + head * call.keys + k;
+            float* received = counts.received + (seen.map ? number / seen.cells : number) * call.keys + k;
             for (int64_t j = begin; j < end; ++j) received[j] += line[j];
         }
         if (!seen.map) return;
-        float* map = counts.map + (head * seen.cells + row) * seen.cells;
-        begin = larger(begin, extent.start - k);
-        for (int64_t j = begin; j < end;) {
-            const int64_t column = cell(k + j - extent.start, extent.keys);
-            // The first key of the next cell.
-            int64_t stop = extent.start - k + ((column + 1) * extent.keys + seen.cells - 1) / seen.cells;
-            stop = column + 1 < seen.cells ? smaller(end, stop) : end;
+        float* map = counts.map + number * seen.cells;
+        int64_t j = larger(begin, extent.start - k);
+        for (int64_t column = cell(j + k - extent.start, extent.keys); j < end; ++column) {
+            const int64_t stop = smaller(end, extent.start - k + counts.first[column + 1]);
             float total = 0;
+            if (j + W <= stop) {
+                vec sums = all(0);
+                for (; j + W <= stop; j += W) sums = add(sums, load(line + j));
+                total = sum(sums);
+            }
             for (; j < stop; ++j) total += line[j];
             map[column] += total;
         }
     }
 
-    // Keep a row's strongest keys, sorted, among the weights of keys k + begin to k + end, in whole vectors.
-    void link(int64_t at, const float* line, int64_t k, int64_t begin, int64_t end) const {
+    // Keep a row's strongest keys, sorted, among the weights of keys k + begin to k + end, in whole vectors; `tops` is
+    // the largest weight of each lane.
+    void link(int64_t at, const float* line, vec tops, int64_t k, int64_t begin, int64_t end) const {
         float* weights = seen.link_weight + at * seen.links;
         int64_t* keys = seen.link_key + at * seen.links;
         const int64_t last = seen.links - 1;
+        vec least = all(weights[last]);
+        const uint32_t lanes = above(tops, least);
+        if (!lanes) return;
+        // As many lanes as there are links hold more: what is below the last of their largest is none of the strongest.
+        if (__builtin_popcount(lanes) > last) least = most(least, all(below(ranked(tops, last))));
+        // Found first, then sorted in: a branch for every vector would be foreseen wrongly too often.
+        int32_t found[BLOCK_KEYS + W];
+        int64_t count = 0;
         for (int64_t j = begin; j < end; j += W)
-            for (uint32_t found = above(load(line + j), all(weights[last])); found; found &= found - 1) {
-                const int64_t key = j + __builtin_ctz(found);
-                if (line[key] <= weights[last]) continue;
-                int64_t rank = last;
-                for (; rank > 0 && weights[rank - 1] < line[key]; --rank) {
-                    weights[rank] = weights[rank - 1];
-                    keys[rank] = keys[rank - 1];
-                }
-                weights[rank] = line[key];
-                keys[rank] = k + key;
+            count += places_above(load(line + j), least, static_cast<int32_t>(j), found + count);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t key = found[i];
+            if (line[key] <= weights[last]) continue;
+            int64_t rank = last;
+            for (; rank > 0 && weights[rank - 1] < line[key]; --rank) {
+                weights[rank] = weights[rank - 1];
+                keys[rank] = keys[rank - 1];
             }
+            weights[rank] = line[key];
+            keys[rank] = k + key;
+        }
     }
 
-    void count_live(int64_t batch, int64_t head, int64_t query, const Extent& extent) const {
+    // Count the queries of each row of the map that see something.
+    void count_live() const {
         if (!seen.map) return;
-        const int64_t row = cell(query, extent.queries);
-        __atomic_fetch_add(seen.map_count + (batch * call.heads + head) * seen.cells + row, 1, __ATOMIC_RELAXED);
+        for (int64_t u = 0; u < call.batch * call.heads; ++u) {
+            const int64_t length = extent_of(call, u / call.heads).queries;
+            const double* lse = call.lse + u * call.queries;
+            int64_t* counts = seen.map_count + u * seen.cells;
+            int64_t rest = 0;  // of places times cells, less what fills whole rows of the map
+            for (int64_t i = 0; i < length; ++i) {
+                *counts += lse[i] != MINUS_INFINITY;
+                for (rest += seen.cells; rest >= length; rest -= length) ++counts;
+            }
+        }
     }
 
 private:
     const int64_t reach;
+
+    // The largest lane after the `before` largest of positive ones; equal lanes are one.
+    static float ranked(vec lanes, int64_t before) {
+        for (; before > 0; --before) lanes = unless_equal(lanes, all(largest(lanes)), lanes);
+        return largest(lanes);
+    }
+
+    // The next number below a positive one; 0 for 0.
+    static float below(float x) {
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        bits -= bits > 0;
+        std::memcpy(&x, &bits, sizeof bits);
+        return x;
+    }
 };
 
 }  // namespace

@@ -58,6 +58,7 @@ public:
                 if (attention.counter.again) join(unit, thread, team);
             }
         });
+        attention.counter.count_live();
         return true;
     }
 
@@ -92,6 +93,7 @@ private:
             block.added = memory.take<float>(SCORE_ROW);
             block.words = memory.take<uint16_t>(call.least ? BLOCK_ROWS * SCORE_ROW : 0);
             block.counts.weights = memory.take<float>(SCORE_ROW);
+            block.counts.first = memory.take<int32_t>(call.seen.map ? call.seen.cells + 1 : 0);
             block.line = memory.take<float>(SCORE_ROW);
             // Threads that share a unit add up apart and join their sums when it is done.
             const bool apart = holders == threads;
@@ -115,6 +117,9 @@ private:
         const int64_t head = unit.batch * call.heads + unit.group * attention.share;
         block.counts.received = direct && call.seen.received ? call.seen.received + head * call.keys : block.received;
         block.counts.map = direct && call.seen.map ? call.seen.map + head * cells() : block.map;
+        for (int64_t cell = 0; call.seen.map && cell <= call.seen.cells; ++cell)
+            block.counts.first[cell] =
+                static_cast<int32_t>(attention.counter.first_of(cell, extent_of(call, unit.batch).keys));
         if (direct) return;
         if (call.seen.received) std::memset(block.received, 0, attention.share * call.keys * 4);
         if (call.seen.map) std::memset(block.map, 0, attention.share * cells() * 4);

@@ -106,6 +106,14 @@ inline vec unless_zero(vec a, vec b) { return unless_equal(a, all(0), b); }
 inline uint32_t equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline uint32_t above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 
+// Write the places of lanes where a is above b, the first lane's being `first`, and give their number; writes W.
+inline int places_above(vec a, vec b, int32_t first, int32_t* to) {
+    const __mmask16 found = _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(found, _mm512_add_epi32(lanes, _mm512_set1_epi32(first))));
+    return __builtin_popcount(found);
+}
+
 // Both halves of the products of W numbers of 32 bits.
 inline void multiply_wide(const uint32_t* a, uint32_t b, uint32_t* high, uint32_t* low) {
     const __m512i x = _mm512_loadu_si512(a), y = _mm512_set1_epi32(static_cast<int>(b));
@@ -293,6 +301,14 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
 
 #endif
 
+#if !defined(__AVX512F__)
+inline int places_above(vec a, vec b, int32_t first, int32_t* to) {
+    int count = 0;
+    for (uint32_t found = above(a, b); found; found &= found - 1) to[count++] = first + __builtin_ctz(found);
+    return count;
+}
+#endif
+
 // 2^x for x up to 127; 0 from -127 down, NaN where x is NaN. A polynomial of degree 5, good to 1e-7.
 inline vec power_of_2(vec x) {
     const vec whole = rounded(x), f = sub(x, whole);
@@ -318,6 +334,12 @@ inline float largest(const float* numbers, int64_t count) {
     }
     for (; i < count; i += W) tops[0] = most(load(numbers + i), tops[0]);
     return largest(most(most(tops[0], tops[1]), most(tops[2], tops[3])));
+}
+
+inline bool has_nan(const float* numbers, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (numbers[i] != numbers[i]) return true;
+    return false;
 }
 
 // How numbers are multiplied: one by one, or bfloat16 two by two in one 32-bit word. `step` is how many a word has,
