@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise import Alibi, Dropout, Mask, RelativeBias, Statistics, attend, explain
+from headwise import Alibi, Dropout, Mask, RelativeBias, Statistics, attend, attention_weights, explain
 from headwise.errors import BackendError
 from headwise.kernels import fused, native
 
@@ -215,6 +215,21 @@ def test_learning_a_bias_is_no_reason_for_another_backend():
         told = explain(*x, bias=bias)
         assert told.backend == "native"
         assert "fused" not in str(told.how)
+
+
+@pytest.mark.parametrize("links", [1, 4, 23])
+@pytest.mark.parametrize("repeated", [False, True], ids=["different", "equal by twos"])
+def test_the_strongest_of_many_keys_are_found(isa, links, repeated):
+    queries, keys, values = tensors(torch.Generator().manual_seed(links), torch.float32, 1, 2, 2, 67, 1_103, 16, 16)
+    if repeated:
+        keys = keys[:, :, :552].repeat_interleave(2, dim=2)[:, :, :1_103]
+    mask, asked = Mask.window(600, 500), Statistics(links=links, map=5)
+    seen = attend(queries, keys, values, mask, statistics=asked, backend="native")[1]
+    weights = attention_weights(queries, keys, mask)
+    torch.testing.assert_close(seen.link_weight_BHQN, weights.topk(links).values, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights.gather(-1, seen.link_key_BHQN), seen.link_weight_BHQN, atol=1e-6, rtol=1e-5)
+    assert (seen.link_key_BHQN.sort(-1).values.diff(dim=-1) > 0).all(), "a key is found twice"
+    assert seen.map_count_BHP.sum(-1).eq(67).all()
 
 
 @pytest.mark.parametrize("keys", [7, 33, 128, 509, 513])
