@@ -85,8 +85,12 @@ class Problem:
     def exactly(self) -> AbstractContextManager[None]:
         """Keep autocast, which has chosen the inputs' type, from lowering the products inside as well."""
         device = self.query_BHQD.device
-        return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+        on = torch._C._is_any_autocast_enabled() and autocast_dtype(device) is not None
+        return torch.autocast(device.type, enabled=False) if on else _NOTHING
 
     def but(self, **changes: Any) -> Problem:
         """Copy with some fields changed."""
         return Problem(**{**vars(self), **changes})
+
+
+_NOTHING = nullcontext()

@@ -16,7 +16,7 @@ from torch import Tensor
 from headwise.contracts.tree import plain
 from headwise.errors import ConfigError
 
-__all__ = ["Scored", "Seen", "Statistics"]
+__all__ = ["NOTHING", "Scored", "Seen", "Statistics"]
 
 
 @plain
@@ -71,7 +71,7 @@ class Statistics:
         """Read what `asked` wrote."""
         pairs = (item.strip().partition("=") for item in asked.split(",") if item.strip())
         chosen: dict[str, Any] = {name: int(value) if value else True for name, _, value in pairs}
-        return cls(**chosen)
+        return cls(**chosen) if chosen else NOTHING
 
     def check(self) -> None:
         """Raise `ConfigError` when a number is out of its range."""
@@ -80,6 +80,9 @@ class Statistics:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigError(f"`{name}` must be a whole number of at least {least}; got {value!r}. {_WHOLE[name]}")
 
+
+NOTHING = Statistics()
+"""What is asked where nobody looks."""
 
 _WHOLE = {
     "sink": "Say how many first keys to add up (1 is usual), or 0 for none.",

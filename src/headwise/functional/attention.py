@@ -11,7 +11,7 @@ from torch import Tensor
 from headwise.contracts.biases import Alibi, Dropout, RelativeBias
 from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem, autocast_dtype
-from headwise.contracts.statistics import Seen, Statistics
+from headwise.contracts.statistics import NOTHING, Seen, Statistics
 from headwise.contracts.tree import plain
 from headwise.errors import InputError
 from headwise.functional.checks import check_bias, check_mask, check_tensors
@@ -110,7 +110,7 @@ def attend(
     if backend != "auto":
         named(backend)
     if statistics is None:
-        return (reference.attend(problem, _NOTHING) if backend == "reference" else run(problem, _NOTHING, backend))[0]
+        return (reference.attend(problem, NOTHING) if backend == "reference" else run(problem, NOTHING, backend))[0]
     given: object = statistics
     if not isinstance(given, Statistics):
         told = type(given).__name__
@@ -119,9 +119,6 @@ def attend(
     way = reference.attend(problem, statistics) if backend == "reference" else run(problem, statistics, backend)
     lse_BHQ = way[1].to(problem.working_dtype)
     return way[0], Seen(lse_BHQ, **dict(zip(measure.names(statistics), way[2:], strict=True)))
-
-
-_NOTHING = Statistics()
 
 
 def attention_weights(
@@ -210,7 +207,7 @@ def explain(
     """
     drawn = dropout if isinstance(dropout, Dropout) else Dropout(dropout, 0)
     problem = _problem((query_BHQD, key_BGKD, value_BGKE), mask, bias, scale, drawn)
-    asked = statistics if statistics is not None else _NOTHING
+    asked = statistics if statistics is not None else NOTHING
     chosen = named(backend) if backend == "reference" else choose(problem, asked, backend)
     others = [other for name, other in BACKENDS.items() if name != chosen.NAME]
     rule = preferred(problem, asked)[1]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from headwise.contracts.problem import Problem
-from headwise.contracts.statistics import Statistics
+from headwise.contracts.statistics import NOTHING, Statistics
 from headwise.errors import BackendError
 from headwise.kernels import fused, native, reference, tritonic
 from headwise.kernels.fused import Gradients
@@ -94,7 +94,7 @@ def preferred(problem: Problem, asked: Statistics, *, training: bool = False) ->
         return [tritonic, fused, native], "comes first on a GPU"
     first = None
     rule = measured()
-    if rule and problem.plain and asked == Statistics():
+    if rule and problem.plain and asked == NOTHING:
         rows = rule.get(kind_of(problem.query_BHQD.dtype, training or problem.trained), {})
         first = rows.get(max((keys for keys in rows if keys <= problem.key_BGKD.shape[2]), default=0))
     if first is None:

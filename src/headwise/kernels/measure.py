@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headwise.contracts.masks import Extent
 from headwise.contracts.problem import Problem
-from headwise.contracts.statistics import Statistics
+from headwise.contracts.statistics import NOTHING, Statistics
 from headwise.kernels import blocks
 
 __all__ = ["empty", "measure", "names", "of_tile"]
@@ -39,6 +39,8 @@ def names(asked: Statistics) -> tuple[str, ...]:
 
 def empty(asked: Statistics, problem: Problem) -> dict[str, Tensor]:
     """Make room for every statistic of a call, filled with what a query that sees nothing has."""
+    if asked is NOTHING:
+        return {}
     batch, heads, _, queries, keys, _, _ = problem.sizes
     dtype, cells = problem.working_dtype, asked.map
     shapes: dict[str, tuple[Any, ...]] = {

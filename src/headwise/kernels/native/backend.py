@@ -175,11 +175,11 @@ _FAR = 1 << 40
 
 def _put_mask(record: list[int | float], held: list[Tensor], problem: Problem) -> None:
     mask = problem.mask
+    if not mask.hides:
+        return
     at = FIELDS["left"]
     bounds = (-1 if bound is None else min(bound, _FAR) for bound in (mask.left, mask.right))
     record[at : at + 3] = *bounds, mask.start_causal
-    if not mask.hides:
-        return
     for name in ("key_length", "query_length", "key_start"):
         tensor = getattr(mask, f"{name}_B")
         if tensor is not None:

@@ -105,6 +105,7 @@ _MOST_THREADS = 1024
 
 _EMPTY: list[int | float] = [0.0 if kind == "d" else 0 for kind in _kinds]
 _EMPTY[FIELDS["bytes"]] = _RECORD.size
+_EMPTY[FIELDS["left"]] = _EMPTY[FIELDS["right"]] = -1  # no limit
 
 
 def load() -> Library:
