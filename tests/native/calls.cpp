@@ -42,7 +42,7 @@ public:
         call.key = tensor(n.groups, n.keys, n.width);
         call.value = tensor(n.groups, n.keys, n.value_width);
         call.output = view(n.heads, n.queries, n.value_width);
-        call.lse = room<float>(rows());
+        call.lse = room<double>(rows());
         call.left = call.right = -1;
         call.kept_share = 1;
         put(static_cast<Feature>(feature));
