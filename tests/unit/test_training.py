@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import replace
 
 import pytest
@@ -147,6 +148,13 @@ def test_a_loss_that_is_no_number_stops_the_run(bad, tmp_path):
 def test_no_pickle_is_written(finished):
     kinds = {path.suffix for path in finished[0].rglob("*") if path.is_file()}
     assert kinds == {".json", ".jsonl", ".safetensors"}
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_few_compiled_products_are_kept_unless_told_otherwise(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": given} if given else {})
+    train(toy_job(CPU), replace(TOY, steps=1), tmp_path, CPU, quiet=True)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == (given or "64")
 
 
 def test_hooks_are_called(tmp_path):

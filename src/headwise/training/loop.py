@@ -25,7 +25,7 @@ from headwise.training.config import TrainingConfig
 from headwise.training.interrupts import Interrupts
 from headwise.training.log import Bar, Log
 from headwise.training.optimizer import adamw, learning_rate, scale_gradients
-from headwise.training.runtime import Runtime
+from headwise.training.runtime import Runtime, keep_few_products
 from headwise.training.sampler import Sampler, split
 
 __all__ = ["Job", "Outcome", "train"]
@@ -108,6 +108,7 @@ def train(
             f"`keep_best` must be one of {', '.join(job.metrics)}; got {config.keep_best}. Leave it out for the first."
         )
     _log.info("%s on %s, %d processes: %s", runtime.dtype, runtime.device, runtime.processes, runtime.reason)
+    keep_few_products()
     with Interrupts(patient=runtime.processes > 1) as interrupts:
         run = _Run(job, config, out, runtime)
         if resume:

@@ -21,7 +21,7 @@ from torch import distributed
 from headwise.contracts import Scored
 from headwise.errors import ConfigError
 
-__all__ = ["Runtime", "check_device", "start"]
+__all__ = ["Runtime", "check_device", "keep_few_products", "start"]
 
 _T = TypeVar("_T")
 
@@ -156,6 +156,14 @@ def start(device: str = "auto", precision: Literal["auto", "float32", "bf16"] = 
     if joined != processes:
         raise _alone(f"{joined} in the process group and WORLD_SIZE={processes}")
     return Runtime(place, rank, processes, dtype, reason, owner)
+
+
+def keep_few_products() -> None:
+    """Have oneDNN keep 64 compiled products and not 1,024, unless its variable says otherwise; for its first product.
+
+    Batches of ever other sizes use few of them again, and each holds memory (docs/LOG.md).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def _launched() -> tuple[int, int]:
