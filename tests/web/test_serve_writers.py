@@ -112,7 +112,10 @@ def test_a_source_that_is_too_long_is_refused_or_cut(service):
 
 def test_empty_texts_are_explained_too(service):
     for text in ("", " ", "\0"):
-        assert service.post("/v1/explain", json={"text": text}).status_code == 200
+        explained = service.post("/v1/explain", json={"text": text})
+        assert explained.status_code == 200
+        answered = service.post("/v1/predict", json={"texts": [text]}).json()["answers"][0]
+        assert explained.json()["answer"]["texts"] == answered["texts"]
         view = {"text": text, "head": {"place": CROSS, "head": 0}}
         assert service.post("/v1/view", json=view).status_code == 200
 

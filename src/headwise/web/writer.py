@@ -153,8 +153,8 @@ class ServedWriter:
                 }
                 for piece, drop_T in zip(found, traced.drop_NT, strict=True)
             ]
-            answer, heads = self._linked(found, traced), table_of(traced.table)
-            return {"answer": answer, "words": words, "heads": heads, "cut": lost}
+            answer = self._linked(found, traced) if text.strip() else {"texts": []}
+            return {"answer": answer, "words": words, "heads": table_of(traced.table), "cut": lost}
 
         return TextReport((work,), join)
 
