@@ -308,6 +308,14 @@ def test_rows_are_mapped_and_not_in_memory(tmp_path):
     assert len(table) == 50_000
 
 
+def test_a_table_is_read_though_its_cache_is_emptied(tmp_path):
+    table = opened(write(tmp_path / "a", "tsv"))
+    for path in cache_folder().rglob("*.arrow"):
+        path.unlink()
+    assert rows_of(table) == ROWS
+    assert table.where(1) == f"{tmp_path / 'a.tsv'}, row 3"
+
+
 def test_a_cached_file_is_whole_or_not_there(tmp_path):
     with pytest.raises(KeyboardInterrupt), written(tmp_path / "a"):
         raise KeyboardInterrupt

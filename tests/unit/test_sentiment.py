@@ -12,6 +12,7 @@ from headwise import ConfigError, InputError
 from headwise.contracts import settings
 from headwise.tasks import encoding
 from headwise.tasks.labels import Labels
+from headwise.tasks.pieces import TokenizerSettings
 from headwise.tasks.sentiment import SentimentSettings, encode, open_texts, prepare
 from headwise.tasks.tokenizer import Tokenizer
 
@@ -66,6 +67,14 @@ def test_the_vocabulary_is_that_of_the_train_split(tmp_path):
     assert sorted(held.tokenizer.vocabulary[4:]) == ["one", "two"]
     assert held.examples["dev"].batch([0]).tokens_BT.tolist() == [[held.tokenizer.inner.token_to_id("two"), 1]]
     assert held.examples["train"].tokens.counts_V(held.tokenizer.size).tolist() == [0, 1, 0, 0, 3, 1]
+
+
+@pytest.mark.parametrize(("most", "known"), [(0, 10), (10, 10), (9, 5), (3, 3)])
+def test_the_vocabulary_is_learned_from_so_many_texts_at_most(most, known, tmp_path):
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    path = written(tmp_path, [(str(row % 2), word) for row, word in enumerate(words)])
+    held = prepared(path, dev=0.0, tokenizer=TokenizerSettings(texts=most))
+    assert set(held.tokenizer.vocabulary[4:]) == set(words[:: -(-10 // known)])
 
 
 def test_tokens_are_kept_and_mapped(tmp_path, monkeypatch):

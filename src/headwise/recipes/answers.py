@@ -97,8 +97,8 @@ def _marks(run: Run, found: Unanswered, asked: Sequence[Any]) -> dict[str, str]:
         weights.update(name.encode())
         weights.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     texts = hashlib.blake2b(repr(found.table.skipped.before).encode())
-    for chunk in found.table.arrow[found.role].chunks:
-        for buffer in filter(None, chunk.buffers()):
+    for values in found.table.column(found.role):
+        for buffer in filter(None, values.buffers()):
             texts.update(buffer)
     links = run.aligner and run.aligner.heads
     digests = weights.hexdigest(), texts.hexdigest(), key_of(asdict(run.config), links, *asked)

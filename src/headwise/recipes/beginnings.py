@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,11 +15,15 @@ from headwise.tasks.vectors import Vectors, read_vectors
 __all__ = ["Freeze", "put", "vectors_of"]
 
 
-def vectors_of(name: str, tokenizer: Tokenizer, counts_V: np.ndarray, *, quiet: bool) -> Vectors | None:
-    """Read the vectors of a vocabulary from a file; none where it has no name."""
+def vectors_of(name: str, tokenizer: Tokenizer, counted: Callable[[int], np.ndarray], *, quiet: bool) -> Vectors | None:
+    """Read the vectors of a vocabulary from a file; none where it has no name.
+
+    Args:
+        counted: counts how often each token of a vocabulary of a size stands in the data.
+    """
     if not name:
         return None
-    return read_vectors(name, tokenizer.vocabulary, counts_V=counts_V, quiet=quiet)
+    return read_vectors(name, tokenizer.vocabulary, counts_V=counted(tokenizer.size), quiet=quiet)
 
 
 def put(vectors: Vectors, table: TokenEmbedding, *, frozen: bool) -> None:

@@ -107,8 +107,8 @@ def _refuse_other(config: RunConfig, prepared: Prepared) -> None:
 
 def _from_nothing(config: RunConfig, model_config: Any, prepared: Prepared, *, quiet: bool) -> Classifier:
     """Build a model of random parameters, its word vectors read from a file where there is one."""
-    counts_V = prepared.examples["train"].tokens.counts_V(prepared.tokenizer.size)
-    vectors = vectors_of(config.vectors, prepared.tokenizer, counts_V, quiet=quiet)
+    counted = prepared.examples["train"].tokens.counts_V
+    vectors = vectors_of(config.vectors, prepared.tokenizer, counted, quiet=quiet)
     encoder = replace(model_config.encoder, vocabulary=prepared.tokenizer.size)
     if encoder.max_positions < config.data.max_tokens:
         encoder = replace(encoder, max_positions=config.data.max_tokens)

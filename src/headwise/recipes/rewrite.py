@@ -109,7 +109,7 @@ def plan(source: Source, config: PairConfig, *, quiet: bool = False) -> Plan:
     prepared = prepare_pairs(source, config.data, _TASKS[config.task], quiet=quiet)
     check_dev(prepared.examples)
     train, tokenizer = prepared.examples["train"], prepared.tokenizer
-    vectors = vectors_of(config.vectors, tokenizer, train.counts_V(tokenizer.size), quiet=quiet)
+    vectors = vectors_of(config.vectors, tokenizer, train.counts_V, quiet=quiet)
     width = config.model.encoder.embedding_width if vectors is None else vectors.matrix_VM.shape[1]
     model = Seq2Seq(_fitting(config, tokenizer, width))
     if vectors is not None:

@@ -1,7 +1,7 @@
-"""Open a table of texts: checked once, kept as one Arrow file in the cache, memory-mapped from then on.
+"""Open a table of texts: checked once, kept as one Arrow file in the cache, read a few thousand rows at a time.
 
-The file is mapped with pyarrow itself and not with `datasets.Dataset`: mapping is one call, and nothing of ours needs
-the fingerprints and caches that a `Dataset` adds.
+The file is read with pyarrow itself and not with `datasets.Dataset`: reading is one call, and nothing of ours needs the
+fingerprints and caches that a `Dataset` adds. What is mapped into memory stays there once it was read, so it is not.
 """
 
 from __future__ import annotations
@@ -51,10 +51,16 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold the rows of a table, mapped into memory from the cache, and the splits that they belong to."""
+    """Hold a table's file in the cache, which is read a few thousand rows at a time, and the splits of its rows."""
 
-    arrow: pa.Table
-    """A column of texts for each role; `line` and `file` of each row."""
+    file: pa.NativeFile
+    """The file, in Arrow's format: a column of texts for each role; `line`, `file` and `split` of each row."""
+    columns: tuple[str, ...]
+    """The columns of the file."""
+    roles: tuple[str, ...]
+    """Those that hold texts."""
+    end_N: np.ndarray
+    """How many rows stand before the end of each batch of the file."""
     key: str
     """Tells this content from any other; changes with the files and with how they are read."""
     files: tuple[str, ...]
@@ -67,11 +73,11 @@ class Table:
     """How many rows were left out whose own column `split` puts them into another split than they were named for."""
 
     def __len__(self) -> int:
-        return int(self.arrow.num_rows)
+        return int(self.end_N[-1]) if len(self.end_N) else 0
 
     def has(self, role: str) -> bool:
         """Tell whether there is a column for a role."""
-        return role in self.arrow.column_names
+        return role in self.roles
 
     def rows(self, name: str) -> np.ndarray:
         """Give the rows of a split.
@@ -97,19 +103,39 @@ class Table:
         Args:
             rows: only these, ascending; left out, all.
         """
-        start = 0
-        for chunk in self.arrow.column(role).chunks:
+        return (values.to_pylist() for values in self._values(role, rows))
+
+    def coded(self, role: str, rows: np.ndarray | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Read a column a few thousand rows at a time: its different texts, and which of them each row has.
+
+        Args:
+            rows: only these, ascending; left out, all.
+        """
+        for values in self._values(role, rows):
+            coded = values.dictionary_encode()
+            yield coded.dictionary.to_pylist(), coded.indices.to_numpy()
+
+    def _values(self, role: str, rows: np.ndarray | None) -> Iterator[pa.Array]:
+        for values, end in zip(self.column(role), self.end_N, strict=True):
             if rows is None:
-                yield chunk.to_pylist()
-            else:
-                first, last = np.searchsorted(rows, (start, start + len(chunk)))
-                if last > first:
-                    yield chunk.take(need("pyarrow").array(rows[first:last] - start)).to_pylist()
-            start += len(chunk)
+                yield values
+                continue
+            start = end - len(values)
+            first, last = np.searchsorted(rows, (start, end))
+            if last > first:
+                yield values.take(need("pyarrow").array(rows[first:last] - start))
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """Read a column batch by batch."""
+        reader = _reader(self.file, self.columns.index(name))
+        return (reader.get_batch(number).column(0) for number in range(reader.num_record_batches))
 
     def where(self, row: int) -> str:
         """Say where a row came from, for messages."""
-        return f"{self.files[self.arrow['file'][row].as_py()]}, row {self.arrow['line'][row].as_py()}"
+        batch = int(np.searchsorted(self.end_N, row, side="right"))
+        values = _reader(self.file).get_batch(batch)
+        place = row - int(self.end_N[batch]) + values.num_rows
+        return f"{self.files[values['file'][place].as_py()]}, row {values['line'][place].as_py()}"
 
 
 def open_table(
@@ -140,7 +166,7 @@ def open_table(
     kept = (cache or cache_folder()) / "tables" / f"{key}.arrow"
     if not kept.with_suffix(".json").exists() or not kept.exists():
         Keeper(columns, skip=on_error == "skip").keep(parts, kept, quiet=quiet)
-    table = _mapped(kept, key)
+    table = _opened(kept, key)
     if table.skipped.count:
         more = f"\nand {table.skipped.count - LISTED} more" if table.skipped.count > LISTED else ""
         _log.warning("skipped %d rows:\n%s%s", table.skipped.count, "\n".join(table.skipped.listed), more)
@@ -198,7 +224,7 @@ def _drawn(table: Table, rows: np.ndarray, seed: int) -> np.ndarray:
     """Draw a number for each row from its first text and the seed."""
     key = seed.to_bytes(16, "little", signed=True)
     drawn, at = np.empty(len(rows), np.uint64), 0
-    for texts in table.texts(table.arrow.column_names[0], rows):
+    for texts in table.texts(table.roles[0], rows):
         digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in texts)
         drawn[at : at + len(texts)] = np.frombuffer(digests, "<u8")
         at += len(texts)
@@ -212,9 +238,9 @@ def _strata(table: Table, rows: np.ndarray, by: str | None) -> Iterator[np.ndarr
         return
     codes: dict[str, int] = {}
     found, at = np.empty(len(rows), np.int32), 0
-    for values in table.texts(by, rows):
-        found[at : at + len(values)] = [codes.setdefault(value, len(codes)) for value in values]
-        at += len(values)
+    for values, index in table.coded(by, rows):
+        found[at : at + len(index)] = np.array([codes.setdefault(value, len(codes)) for value in values])[index]
+        at += len(index)
     order = np.argsort(found, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(found[order])) + 1)
 
@@ -231,17 +257,29 @@ def _cut(place: np.ndarray, stratum: np.ndarray, drawn: np.ndarray, shares: Sequ
         begin = end
 
 
-def _mapped(kept: Path, key: str) -> Table:
-    pyarrow = need("pyarrow")
+def _reader(file: pa.NativeFile, column: int | None = None) -> pa.ipc.RecordBatchFileReader:
+    """Begin to read a file of Arrow's format, or one column of it."""
+    ipc = need("pyarrow.ipc")
+    return ipc.open_file(file, options=ipc.IpcReadOptions(included_fields=None if column is None else [column]))
+
+
+def _opened(kept: Path, key: str) -> Table:
     about = json.loads(kept.with_suffix(".json").read_text())
-    arrow = need("pyarrow.ipc").open_file(pyarrow.memory_map(str(kept))).read_all()
-    code = arrow["split"].to_numpy()
-    splits = {name: np.flatnonzero(code == number) for number, name in enumerate(about["splits"])}
-    return Table(
-        arrow.select([*about["roles"], "line", "file"]),
+    file = need("pyarrow").OSFile(str(kept))
+    columns = tuple(_reader(file).schema.names)
+    table = Table(
+        file,
+        columns,
+        tuple(about["roles"]),
+        np.zeros(0, np.int64),
         key,
         tuple(about["files"]),
-        {name: rows for name, rows in splits.items() if len(rows)},
+        {},
         Skipped(tuple(about["before"]), tuple(about["listed"])),
         about["elsewhere"],
     )
+    codes = [values.to_numpy().astype(np.int32) for values in table.column("split")]
+    code_N = np.concatenate([np.zeros(0, np.int32), *codes])
+    splits = {name: np.flatnonzero(code_N == number) for number, name in enumerate(about["splits"])}
+    end_N = np.cumsum([len(code) for code in codes], dtype=np.int64)
+    return replace(table, end_N=end_N, splits={name: rows for name, rows in splits.items() if len(rows)})

@@ -62,7 +62,7 @@ class Labels:
         """
         seen: set[str] = set()
         rows = table.rows(split)
-        for texts in table.texts("label", rows if len(rows) else None):
+        for texts, _ in table.coded("label", rows if len(rows) else None):
             seen.update(*(_parts(text, separator) for text in texts))
             if len(seen) > _MOST_CLASSES:
                 raise InputError(
@@ -90,14 +90,15 @@ class Labels:
         target = np.zeros(shape, np.uint8 if self.several else np.int32)
         known: dict[str, list[int] | int | None] = {}
         at = 0
-        for texts in table.texts("label"):
+        for texts, index in table.coded("label"):
             for text in set(texts) - known.keys():
                 known[text] = self._class(text)
             values = [known[text] for text in texts]
             if None in values:
-                raise InputError(self._unknown(table, at + values.index(None), texts[values.index(None)]))
-            target[at : at + len(values)] = np.array(values)
-            at += len(values)
+                unknown = values.index(None)
+                raise InputError(self._unknown(table, at + int(np.argmax(index == unknown)), texts[unknown]))
+            target[at : at + len(index)] = np.array(values)[index]
+            at += len(index)
         return target
 
     def _class(self, text: str) -> list[int] | int | None:

@@ -246,7 +246,7 @@ def _learned(table: Table, settings: PairSettings, cache: Path) -> Tokenizer:
     path = cache / "tokenizers" / f"pairs-{key_of(_VERSION, table.key, cut, asdict(settings.tokenizer))}.json"
     if path.exists():
         return Tokenizer.load(path)
-    rows = table.rows("train")
+    rows = settings.tokenizer.sample(table.rows("train"))
     texts = chain(table.texts("source", rows), table.texts("target", rows))
     tokenizer = Tokenizer.train(chain.from_iterable(texts), settings.tokenizer)
     tokenizer.save(path)

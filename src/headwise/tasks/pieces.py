@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from headwise.tasks.extras import need
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class TokenizerSettings:
     pieces of any length if this says so, else characters."""
     pretokenized: bool = False
     """Whether texts are cut already: spaces alone stand between words, and none is cut at its punctuation."""
+    texts: int = 1_000_000
+    """Most texts that the vocabulary is learned from, spread evenly over the data; 0 for all."""
 
     def problems(self) -> Iterator[str]:
         """Name what cannot be."""
@@ -51,10 +55,16 @@ class TokenizerSettings:
             yield f"`vocabulary` must be at least {len(_SPECIAL) + 1}; got {self.vocabulary}. 30000 is usual."
         if self.min_frequency < 1:
             yield f"`min_frequency` must be at least 1; got {self.min_frequency}. Set 1 for all tokens."
+        if self.texts < 0:
+            yield f"`texts` must be at least 0; got {self.texts}. 0 learns from all."
         if self.chinese == "pieces" and self.kind not in ("subwords", "unigram"):
             yield f"`chinese` can be pieces where tokens are subwords; got {self.kind}. Set words or characters."
         if self.pretokenized and self.kind == "characters":
             yield "`pretokenized` must be false where tokens are characters; got true. Leave it out."
+
+    def sample(self, rows: np.ndarray) -> np.ndarray:
+        """Choose the rows of a table that the vocabulary is learned from."""
+        return rows[:: -(-len(rows) // self.texts)] if 0 < self.texts < len(rows) else rows
 
 
 _LETTER = r"[\p{L}\p{M}\p{N}&&[^\p{Han}]]"

@@ -173,7 +173,7 @@ def _learned(table: Table, settings: SentimentSettings, vectors: str, cache: Pat
     path = cache / "tokenizers" / f"{key_of(_VERSION, table.key, cut, asdict(how), source)}.json"
     if path.exists():
         return Tokenizer.load(path)
-    texts = table.texts("text", table.rows("train"))
+    texts = table.texts("text", how.sample(table.rows("train")))
     tokenizer = Tokenizer.train(chain.from_iterable(texts), how)
     if source is not None:
         tokenizer = tokenizer.knowing(words_of(vectors, quiet=quiet), how.vocabulary)
