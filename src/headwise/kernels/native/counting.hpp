@@ -144,7 +144,7 @@ public:
         vec least = all(weights[last]);
         const uint32_t lanes = above(tops, least);
         if (!lanes) return;
-        // As many lanes as there are links hold more: what is below the last of their largest is none of the strongest.
+        // With a lane for each link, what is below the smallest of their tops is none of the strongest.
         if (__builtin_popcount(lanes) > last) least = most(least, all(below(ranked(tops, last))));
         // Found first, then sorted in: a branch for every vector would be foreseen wrongly too often.
         int32_t found[BLOCK_KEYS + W];
