@@ -115,7 +115,7 @@ def test_a_long_text_is_paged_through(show, long):
     page.keyboard.press("Enter")
     assert page.locator(".tokens li").first.inner_text() == "w1999"
     page.locator(".spots button").first.click()
-    page.wait_for_function("document.activeElement.matches('.tokens li')")
+    page.wait_for_selector(".tokens li:focus")
     assert page.locator(".tokens li.from").count() == 1
 
 
