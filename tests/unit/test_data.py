@@ -299,11 +299,17 @@ def test_a_table_is_parsed_once(tmp_path, monkeypatch):
         opened(path)
 
 
-def test_rows_are_mapped_and_not_in_memory(tmp_path):
+def test_rows_are_read_and_not_kept_in_memory(tmp_path):
     path = tmp_path / "a.tsv"
-    path.write_text("label\ttext\n" + "1\ta text that is mapped into memory\n" * 50_000)
+    path.write_text("label\ttext\n" + "1\ta text that is given back after it was read\n" * 50_000)
     before = pyarrow.total_allocated_bytes()
     table = opened(path)
+    held = []
+    for texts in table.texts("text"):
+        held.append(pyarrow.total_allocated_bytes() - before)
+        assert len(texts) == 10_000
+    assert len(held) == 5
+    assert max(held) < 2**21, "one batch and no more"
     assert pyarrow.total_allocated_bytes() - before < 2**16
     assert len(table) == 50_000
 

@@ -86,11 +86,11 @@ class Problem:
         """Keep autocast, which has chosen the inputs' type, from lowering the products inside as well."""
         device = self.query_BHQD.device
         on = torch._C._is_any_autocast_enabled() and autocast_dtype(device) is not None
-        return torch.autocast(device.type, enabled=False) if on else _NOTHING
+        return torch.autocast(device.type, enabled=False) if on else _AS_IT_IS
 
     def but(self, **changes: Any) -> Problem:
         """Copy with some fields changed."""
         return Problem(**{**vars(self), **changes})
 
 
-_NOTHING = nullcontext()
+_AS_IT_IS = nullcontext()

@@ -127,8 +127,7 @@ class Table:
 
     def column(self, name: str) -> Iterator[pa.Array]:
         """Read a column batch by batch."""
-        reader = _reader(self.file, self.columns.index(name))
-        return (reader.get_batch(number).column(0) for number in range(reader.num_record_batches))
+        return _column(self.file, self.columns.index(name))
 
     def where(self, row: int) -> str:
         """Say where a row came from, for messages."""
@@ -263,23 +262,26 @@ def _reader(file: pa.NativeFile, column: int | None = None) -> pa.ipc.RecordBatc
     return ipc.open_file(file, options=ipc.IpcReadOptions(included_fields=None if column is None else [column]))
 
 
+def _column(file: pa.NativeFile, column: int) -> Iterator[pa.Array]:
+    reader = _reader(file, column)
+    return (reader.get_batch(number).column(0) for number in range(reader.num_record_batches))
+
+
 def _opened(kept: Path, key: str) -> Table:
     about = json.loads(kept.with_suffix(".json").read_text())
     file = need("pyarrow").OSFile(str(kept))
     columns = tuple(_reader(file).schema.names)
-    table = Table(
+    codes = [values.to_numpy() for values in _column(file, columns.index("split"))]
+    code_N = np.concatenate([np.zeros(0, np.int64), *codes])
+    splits = {name: np.flatnonzero(code_N == number) for number, name in enumerate(about["splits"])}
+    return Table(
         file,
         columns,
         tuple(about["roles"]),
-        np.zeros(0, np.int64),
+        np.cumsum([len(code) for code in codes], dtype=np.int64),
         key,
         tuple(about["files"]),
-        {},
+        {name: rows for name, rows in splits.items() if len(rows)},
         Skipped(tuple(about["before"]), tuple(about["listed"])),
         about["elsewhere"],
     )
-    codes = [values.to_numpy().astype(np.int32) for values in table.column("split")]
-    code_N = np.concatenate([np.zeros(0, np.int32), *codes])
-    splits = {name: np.flatnonzero(code_N == number) for number, name in enumerate(about["splits"])}
-    end_N = np.cumsum([len(code) for code in codes], dtype=np.int64)
-    return replace(table, end_N=end_N, splits={name: rows for name, rows in splits.items() if len(rows)})
