@@ -1,5 +1,8 @@
 """Alignment: the head that aligns is found without gold, where the truth is known."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from headwise.contracts import Mask, PairBatch
 from headwise.errors import InputError
 from headwise.modules import Attend
+from headwise.recipes.batches import cut_rows, lexicon_batches
 from headwise.tasks.align import AligningHead, Lexicon, align, alignment_error_rate, by_words, find_heads
 
 WORDS, BEGIN, END, STOP = 23, 0, 1, 2
@@ -139,6 +143,19 @@ def test_a_model_without_cross_attention_is_named():
 
     with pytest.raises(InputError, match="cross attention"):
         find_heads(Blind(), [reversed_pairs(3)], Lexicon([reversed_pairs(3)]))
+
+
+def test_a_lexicon_of_many_pairs_learns_from_a_sample_of_all_lengths():
+    length_N2 = np.random.default_rng(0).integers(1, 60, (20_000, 2), dtype=np.int32)
+    links = int(length_N2.prod(1, dtype=np.int64).sum())
+    many = SimpleNamespace(length_N=length_N2, batch=lambda rows: rows)
+    found = list(lexicon_batches(many, links=links // 4, quiet=True))
+    assert 0.2 * links < sum(int(length_N2[rows].prod(1, dtype=np.int64).sum()) for rows in found) <= links // 4
+    longest = [int(length_N2[rows].sum(1).max()) for rows in found]
+    assert min(longest) < 30
+    assert max(longest) > 90
+    assert found == list(lexicon_batches(many, links=links // 4, quiet=True))
+    assert sorted(lexicon_batches(many, links=links, quiet=True)) == sorted(x.tolist() for x in cut_rows(length_N2))
 
 
 def test_no_pairs_are_named():

@@ -19,10 +19,22 @@ from headwise.training.sampler import Sampler
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TOKENS", "all_logits", "batches_of_pass", "checked_texts", "cut_rows", "in_batches", "in_order", "spread"]
+__all__ = [
+    "TOKENS",
+    "all_logits",
+    "batches_of_pass",
+    "checked_texts",
+    "cut_rows",
+    "in_batches",
+    "in_order",
+    "lexicon_batches",
+    "spread",
+]
 
 TOKENS = 8192
 """Padded tokens of a batch in evaluation."""
+_LINKS = 1 << 25
+"""Most pairs of a source and a target token from which a lexicon learns; each takes some 40 bytes."""
 
 
 _Some = TypeVar("_Some", Batch, PairBatch)
@@ -59,6 +71,18 @@ def cut_rows(length_N: NDArray[Any], tokens: int = TOKENS) -> list[NDArray[Any]]
         cuts.append(order_N[at : at + count])
         at += count
     return cuts
+
+
+def lexicon_batches(examples: Examples[PairBatch], *, links: int = _LINKS, quiet: bool = False) -> Iterator[PairBatch]:
+    """Yield what a `Lexicon` learns from: batches that are drawn, the same each time, as many as have so many links."""
+    cuts = cut_rows(examples.length_N)
+    order = np.random.default_rng(0).permutation(len(cuts))
+    links_N = [int(examples.length_N[cuts[i]].astype(np.int64).prod(1).sum()) for i in order]
+    drawn = order[: max(1, int(np.searchsorted(np.cumsum(links_N), links, side="right")))]
+    with progress("learning which words belong together", len(drawn), unit=" batches", quiet=quiet) as moved:
+        for i in drawn:
+            yield examples.batch(cuts[i].tolist())
+            moved(1)
 
 
 def all_logits(model: nn.Module, examples: Examples[Batch], runtime: Runtime, *, told: str = "") -> Tensor:

@@ -14,7 +14,7 @@ from headwise.contracts import Batch, Examples
 from headwise.heads import HeadTable, Tokens, observe
 from headwise.recipes import rewrite
 from headwise.recipes.aligning import WordLinks, align_texts, translator
-from headwise.recipes.batches import cut_rows, in_batches
+from headwise.recipes.batches import cut_rows, in_batches, lexicon_batches
 from headwise.recipes.kinds import kind_of
 from headwise.recipes.run import Run
 from headwise.recipes.streaming import stream
@@ -102,7 +102,7 @@ def find_aligner(run: Run, source: Source, runtime: Runtime, *, split: str | Non
     model, quiet = translator(run).to(runtime.device).eval(), not runtime.first
     held = kind_of(run.config).examples(run, source, split=split or ALL, quiet=quiet)
     cuts = cut_rows(held.length_N)
-    lexicon = Lexicon(held.batch(rows.tolist()) for rows in cuts)
+    lexicon = Lexicon(lexicon_batches(held, quiet=quiet))
     shown = cuts[len(cuts) // 4 :][:_SHOWN]
     return find_heads(model, [held.batch(rows.tolist()).to(runtime.device) for rows in shown], lexicon)
 

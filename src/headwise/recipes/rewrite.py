@@ -19,7 +19,7 @@ from headwise.contracts import PairBatch, Scored
 from headwise.errors import ConfigError
 from headwise.models import Seq2Seq, Seq2SeqConfig
 from headwise.recipes.aligning import WordLinks, align_texts
-from headwise.recipes.batches import batches_of_pass, checked_texts, cut_rows, in_batches, in_order
+from headwise.recipes.batches import batches_of_pass, checked_texts, in_batches, in_order, lexicon_batches
 from headwise.recipes.beginnings import Freeze, put, vectors_of
 from headwise.recipes.cards import Card
 from headwise.recipes.pair_config import PRETRAINED, PairConfig
@@ -176,7 +176,7 @@ def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
     return Job(
         model=model,
         examples=prepared.examples["train"],
-        loss=_training_loss(prepared.examples["train"], config),
+        loss=_training_loss(prepared.examples["train"], config, quiet=not runtime.first),
         validate=partial(_validate, planned, runtime),
         save=save,
         metrics=metrics,
@@ -185,11 +185,11 @@ def job(planned: Plan, runtime: Runtime, save: Save) -> Job:
     )
 
 
-def _training_loss(train: PairExamples, config: PairConfig) -> Callable[[nn.Module, PairBatch], Scored]:
+def _training_loss(train: PairExamples, config: PairConfig, *, quiet: bool) -> Callable[[nn.Module, PairBatch], Scored]:
     loss = partial(_loss, smoothing=config.training.label_smoothing, rdrop=config.training.rdrop)
     if not config.training.guided_alignment:
         return loss
-    lexicon = teacher(train.batch(rows.tolist()) for rows in cut_rows(train.length_N))
+    lexicon = teacher(lexicon_batches(train, quiet=quiet))
     return guided(loss, lexicon, weight=config.training.guided_alignment)
 
 

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t CHUNK_COLUMNS = 4096;  // columns of the heads that are packed at once, unless one head has more
 
 // What one thread needs for itself.
-struct Strips {
+struct alignas(CACHE_LINE) Strips {
     float *scores, *slopes, *across, *added, *added_row, *key_grad, *value_grad, *query_grad;
     uint16_t* words;
     Collected collected;

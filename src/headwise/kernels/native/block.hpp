@@ -12,7 +12,7 @@ constexpr int TILES = BLOCK_ROWS / TILE_ROWS;
 
 // One sample and group: its keys and values packed, its queries counted over all heads of the group.
 template <class M>
-struct Unit {
+struct alignas(CACHE_LINE) Unit {
     int64_t batch, group, rows;
     float *keys, *values;
     uint8_t* broken;
@@ -20,7 +20,7 @@ struct Unit {
 };
 
 // What a block of queries needs for itself.
-struct Block {
+struct alignas(CACHE_LINE) Block {
     int rows;
     int32_t head[BLOCK_ROWS], query[BLOCK_ROWS], first[BLOCK_ROWS], last[BLOCK_ROWS];
     int64_t tile_first[TILES], tile_last[TILES];

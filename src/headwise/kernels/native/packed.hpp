@@ -10,7 +10,7 @@ namespace headwise::HEADWISE_ISA {
 namespace {
 
 // One sample, group and chunk of its heads: everything packed, its queries counted over the heads.
-struct Packed {
+struct alignas(CACHE_LINE) Packed {
     int64_t batch, group, head, heads, columns;
     float *key_words, *value_words, *key_rows;  // room for left operands, and a right one
     Left keys, values;                          // the left operands, where they lie or in that room

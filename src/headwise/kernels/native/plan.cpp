@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t MOST_NUMBERS = int64_t{1} << 40, MOST_PLACES = int64_t{1} << 30;
 constexpr int64_t MOST_WIDTH = 256, MOST_THREADS = 1024;
 constexpr int64_t LEAST_WORK = 1 << 18;  // multiplications worth another thread
+constexpr int64_t HEAD_WORK = 1 << 10;   // as many take as long as a head does besides its own
 constexpr int64_t MOST_FETCHED = 512;       // rows that the second-level cache holds besides
 
 bool fits(int64_t n, int64_t least, int64_t most) { return least <= n && n <= most; }
@@ -118,9 +119,9 @@ static bool reads_ahead() {
 }
 
 void prepare(const Call& call, Planned& planned) {
-    const double work = static_cast<double>(call.batch) * static_cast<double>(call.heads) *
-                        static_cast<double>(call.queries) * static_cast<double>(call.keys) *
+    const double head = static_cast<double>(call.queries) * static_cast<double>(call.keys) *
                         static_cast<double>(call.width + call.value_width);
+    const double work = static_cast<double>(call.batch) * static_cast<double>(call.heads) * (head + HEAD_WORK);
     planned.plan.threads = std::max<int64_t>(1, std::min<int64_t>(call.threads, work / LEAST_WORK));
     const int64_t rows = call.heads / call.groups * call.queries;
     planned.plan.fetches = call.keys + rows <= MOST_FETCHED && !reads_ahead();

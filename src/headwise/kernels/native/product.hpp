@@ -14,6 +14,7 @@ constexpr int TILE_ROWS = 6;
 constexpr int FEW_ROWS = 6;  // so few read what they are multiplied by where it lies
 constexpr int BLOCK_ROWS = 66 / TILE_ROWS * TILE_ROWS;
 constexpr int PANEL = 64;  // columns of a packed panel
+constexpr int CACHE_LINE = 64;  // bytes: threads that write to one wait for each other
 constexpr int MOST_DEPTH = 256;  // words of the longest sum of bfloat16, and of the widest row
 
 // Words of the left matrix: of each row, `step` apart along the summed axis.

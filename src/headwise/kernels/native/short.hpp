@@ -18,7 +18,7 @@ struct Span {
 };
 
 // What one thread needs for itself.
-struct Panel {
+struct alignas(CACHE_LINE) Panel {
     float *key_words, *values, *columns, *scores, *output;
     uint8_t* broken;
     float highest[PANEL], total[PANEL];  // running maximum of the scores times log2(e), sum of powers
