@@ -287,6 +287,22 @@ def test_scores_of_another_model_are_refused(run, table, tmp_path, capsys):
     assert "got some of decoder.layers.0.attention.attend, which it has not" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("limit", [("--loss", 100.0), ("--milliseconds", 1e6)])
+def test_a_limit_looks_at_the_split_that_is_named(run, tmp_path, monkeypatch, limit):
+    kind, table, looked = type(recipes.open_subject(str(run))), tmp_path / "rows.csv", []
+    batches = kind.batches
+    rows = (f"film {i},{('bad', 'good')[i % 2]},{('dev', 'test')[i // 4]}\n" for i in range(8))
+    table.write_text("text,label,split\n" + "".join(rows), encoding="utf-8")
+
+    def seen(self, *asked, split):
+        looked.append(split)
+        return batches(self, *asked, split=split)
+
+    monkeypatch.setattr(kind, "batches", seen)
+    assert main(["prune", str(run), "--split", "dev", "--out", str(tmp_path / "out"), *given(table, *limit)]) == 0
+    assert set(looked) == {"dev"}
+
+
 def test_a_limit_is_exactly_one(run, table):
     subject = recipes.open_subject(str(run))
     with pytest.raises(ConfigError, match="exactly one limit; got none"):

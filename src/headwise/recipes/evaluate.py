@@ -88,7 +88,7 @@ def line(run: Run, answer: Any, *, as_json: bool = False) -> str:
 def find_aligner(run: Run, source: Source, runtime: Runtime, *, split: str | None = None) -> Aligner:
     """Find the heads of a translator that align, without gold: by how far they agree with IBM-1 on these pairs.
 
-    Each process looks at all of the pairs, so that all find the same heads.
+    Each process looks at the same pairs, so that all find the same heads.
 
     Args:
         run: a run on pairs.

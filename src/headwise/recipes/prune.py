@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,7 +45,9 @@ class Limit:
     """Largest growth of the loss."""
 
 
-def plan_heads(subject: Subject, scores: HeadScores, limit: Limit, source: Source, runtime: Runtime) -> Plan:
+def plan_heads(
+    subject: Subject, scores: HeadScores, limit: Limit, source: Source, runtime: Runtime, *, split: str | None = None
+) -> Plan:
     """Choose the heads that stay.
 
     Args:
@@ -55,6 +56,7 @@ def plan_heads(subject: Subject, scores: HeadScores, limit: Limit, source: Sourc
         limit: how small it is to be.
         source: data with its answers, for a limit of time or loss.
         runtime: on what.
+        split: rows of which split.
 
     Raises:
         ConfigError: when not exactly one limit is set, or no model keeps it.
@@ -72,20 +74,19 @@ def plan_heads(subject: Subject, scores: HeadScores, limit: Limit, source: Sourc
         most = limit.parameters
         return heads.plan_within(layout, scores, lambda model: parameters(model) <= most)
     if limit.milliseconds is not None:
-        longest, batch = limit.milliseconds, _first(subject, source, runtime)
+        longest, batch = limit.milliseconds, _first(subject, source, runtime, split)
         return heads.plan_within(layout, scores, lambda model: milliseconds(subject.having(model), batch) <= longest)
     assert limit.loss is not None, "one is set"
-    worst = mean_loss(subject, source, runtime) + limit.loss
-    fits = partial(_loses, subject, source, runtime, worst)
-    return heads.plan_within(layout, scores, fits, heads="fewest")
+
+    def loss(model: nn.Module) -> float:
+        return mean_loss(subject.having(model), source, runtime, split=split)
+
+    worst = loss(subject.model) + limit.loss
+    return heads.plan_within(layout, scores, lambda model: loss(model) <= worst, heads="fewest")
 
 
-def _loses(subject: Subject, source: Source, runtime: Runtime, worst: float, model: nn.Module) -> bool:
-    return mean_loss(subject.having(model), source, runtime) <= worst
-
-
-def _first(subject: Subject, source: Source, runtime: Runtime) -> Any:
-    for batch in subject.batches(source, runtime, split=None):
+def _first(subject: Subject, source: Source, runtime: Runtime, split: str | None) -> Any:
+    for batch in subject.batches(source, runtime, split=split):
         return batch
     raise InputError("a time needs at least one batch; got none. Check the data.")
 

@@ -115,7 +115,7 @@ def tour(sentence: str, model: str = "auto") -> Tour:
     Args:
         sentence: a sentence, of at most 64 tokens.
         model: "minilm"; "random", a small model that has learned nothing; "auto", MiniLM where it is installed; the
-            folder of a classifier's run; a folder of a pretrained encoder; or a name on the Hugging Face hub.
+            folder of a run; a folder of a pretrained encoder; or a name on the Hugging Face hub.
 
     Raises:
         InputError: for an empty or long sentence, or a model that cannot be read.

@@ -48,7 +48,7 @@ class AligningHead(NamedTuple):
     place: str
     """Name of the attention layer in the model."""
     head: int
-    """Place of the head in its layer."""
+    """Name of the head in its layer."""
     reads: bool
     """Whether a state's weights belong to the word that it has read, or to the one that it is about to write."""
 

@@ -51,7 +51,10 @@ def taught_head(model: nn.Module) -> AligningHead:
             f"to learn to align, a model must have cross attention of `headwise.DecoderLayer`; got "
             f"{type(model).__name__} without. Set `training.guided_alignment` to 0."
         )
-    return AligningHead(f"{layers[-2:][0]}.cross_attention.attend", 0, reads=True)
+    place = f"{layers[-2:][0]}.cross_attention.attend"
+    seam = model.get_submodule(place)
+    assert isinstance(seam, Attend), "it is where the layer attends"
+    return AligningHead(place, seam.heads[0], reads=True)
 
 
 def guided(loss: _Loss, lexicon: Lexicon, *, weight: float) -> _Loss:
@@ -94,9 +97,10 @@ def _listening(model: nn.Module, head: AligningHead) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _listen(heard: list[Tensor], head: int, seam: nn.Module, args: tuple[Any, ...]) -> None:
+def _listen(heard: list[Tensor], name: int, seam: nn.Module, args: tuple[Any, ...]) -> None:
     assert isinstance(seam, Attend), "so the place was named"
     query_BHQD, key_BGKD, _, mask = args
+    head = seam.heads.index(name)
     group = head * key_BGKD.shape[1] // query_BHQD.shape[1]
     query_B1QD, key_B1KD = query_BHQD[:, head : head + 1], key_BGKD[:, group : group + 1]
     with torch.autocast(query_BHQD.device.type, enabled=False):  # the logarithm wants the digits of float32

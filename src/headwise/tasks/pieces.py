@@ -38,7 +38,7 @@ class TokenizerSettings:
     vocabulary: int = 30_000
     """Most tokens that the vocabulary holds; words of a vector file fill what the texts leave of it."""
     min_frequency: int = 1
-    """How often a token must be seen to enter the vocabulary."""
+    """How often a token must be seen to enter the vocabulary; subwords at least twice, unigram has no such rule."""
     lowercase: bool = True
     """Whether capitals become small letters."""
     chinese: Literal["words", "characters", "pieces"] = "words"

@@ -62,7 +62,7 @@ class TransformersLayout:
         Raises:
             BackendError: when the smaller model does not answer as one with closed gates.
         """
-        return self._slimmed([_cut(each, keep[each.seam]) for each in find(self.model)])
+        return self._slimmed([_cut(each, keep[each.seam]) for each in find(self.model)], "cut")
 
     def share(self, kv_heads: int, weights: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
         """Build the model whose layers have so many key and value heads, each made of those it stands for.
@@ -76,9 +76,9 @@ class TransformersLayout:
             BackendError: when queries, keys and values come of one product, or the code of a layer does not allow it.
         """
         layers = zip(self.places, find(self.model), strict=True)
-        return self._slimmed([_shared(place, layer, kv_heads, weights) for place, layer in layers])
+        return self._slimmed([_shared(place, layer, kv_heads, weights) for place, layer in layers], "shared")
 
-    def _slimmed(self, kept: list[Kept]) -> PreTrainedModel:
+    def _slimmed(self, kept: list[Kept], done: str) -> PreTrainedModel:
         slim = copy.deepcopy(self.model)
         inputs = sample(slim) if self._inputs is None else self._inputs
         layers = list(zip(find(slim), kept, strict=True))
@@ -87,7 +87,7 @@ class TransformersLayout:
         wanted = run(slim, inputs)
         for layer, left in layers:
             layer.slim(left)
-        _compare(slim, inputs, wanted)
+        _compare(slim, inputs, wanted, done)
         return slim
 
 
@@ -109,7 +109,7 @@ def _shared(place: Place, layer: Projections, kv_heads: int, weights: Mapping[st
     return Kept(tuple(range(len(layer.rows[0]))), groups, None if weights is None else weights[place.path])
 
 
-def _compare(slim: PreTrainedModel, inputs: Mapping[str, Tensor], wanted: Tensor) -> None:
+def _compare(slim: PreTrainedModel, inputs: Mapping[str, Tensor], wanted: Tensor, done: str) -> None:
     """Raise unless a smaller model answers as the silenced one did."""
     told = "another answer"
     try:
@@ -120,5 +120,5 @@ def _compare(slim: PreTrainedModel, inputs: Mapping[str, Tensor], wanted: Tensor
     if not float((found - wanted).abs().max()) <= room:
         raise BackendError(
             f"a smaller {type(slim).__name__} must answer as the whole one with these heads silenced; got {told}. "
-            "Take an architecture that docs/architectures.md lists as cut."
+            f"Take an architecture that docs/architectures.md lists as {done}."
         )
