@@ -158,3 +158,24 @@ def test_a_mask_is_a_tree_of_its_tensors(name):
 def test_a_mask_that_cannot_be_is_refused(way, told):
     with pytest.raises(InputError, match=told):
         way()
+
+
+@pytest.mark.parametrize("queries", [0, 1, 4])
+@pytest.mark.parametrize("backend", ["native", "fused", "reference"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keys": (5, 6)}, "valid keys"),
+        ({"keys": (5, -1)}, "valid keys"),
+        ({"keys": (3, 3), "key_start": (0, 3)}, "valid keys"),
+        ({"keys": (3, 3), "key_start": (-1, 2)}, "valid keys"),
+        ({"keys": (2**63 - 1, 1), "key_start": (1, 1)}, "valid keys"),
+        ({"keys": (5, 5), "queries": (0, 5)}, "valid queries"),
+        ({"keys": (5, 5), "queries": (0, -1)}, "valid queries"),
+    ],
+)
+def test_lengths_that_leave_the_tensors_are_refused(given, told, backend, queries):
+    mask = Mask.lengths(**{name: torch.tensor(numbers) for name, numbers in given.items()})
+    query, key, value = torch.randn(2, 2, queries, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    with pytest.raises(InputError, match=f"{told} must lie in the"):
+        headwise.attend(query, key, value, mask, backend=backend)

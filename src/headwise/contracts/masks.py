@@ -231,8 +231,8 @@ class Mask:
         start_B, length_B, count_B = self.key_start_B, self.key_length_B, self.query_length_B
         if start_B is None or length_B is None or length_B.device.type != "cpu":
             return
-        end_B = start_B + length_B
-        if bool(((start_B < 0) | (length_B < 0) | (end_B > keys)).any()):
+        outside_B = (length_B < 0) | (length_B > keys) | (start_B < 0) | (start_B > keys - length_B)  # no sum wraps
+        if bool(outside_B.any()):
             told = f"starts {start_B.tolist()}, lengths {length_B.tolist()}"
             raise InputError(f"valid keys must lie in the {keys} keys given; got {told}. {_COUNTED}")
         if count_B is not None and bool(((count_B < 0) | (count_B > queries)).any()):

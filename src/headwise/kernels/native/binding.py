@@ -85,9 +85,13 @@ class Library:
         """Begin the record of a call, in which nothing is set."""
         return _EMPTY.copy()
 
-    def forward(self, record: list[int | float]) -> None:
-        """Run the forward pass that a record describes."""
-        self._check(self._library.headwise_forward(_RECORD.pack(*record)))
+    def forward(self, record: list[int | float]) -> bool:
+        """Run the forward pass that a record describes, unless its lengths leave the tensors; tell which."""
+        fault: bytes | None = self._library.headwise_forward(_RECORD.pack(*record))
+        if fault == b"a length leaves the tensors":
+            return False
+        self._check(fault)
+        return True
 
     def backward(self, record: list[int | float]) -> None:
         """Run the backward pass that a record describes."""
