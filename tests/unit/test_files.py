@@ -1,6 +1,5 @@
 """Files are written whole or not at all, and what killed writers left is removed."""
 
-import os
 import subprocess
 import sys
 
@@ -39,12 +38,20 @@ def test_a_missing_folder_is_told(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_spared(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left, living = tmp_path / f".a.tmp-{dead.pid}", tmp_path / f".a.tmp-{os.getppid()}"
-    others = [tmp_path / f".b.tmp-{dead.pid}", tmp_path / ".a.tmp-notes"]
-    for path in (left, living, *others):
+    writing = "from headwise.contracts.files import replacing; from pathlib import Path; import time\n"
+    writing += "with replacing(Path('a')) as beside: beside.write_bytes(b'part'); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", writing]
+    writers = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        writer.stdout.readline()
+    others = [tmp_path / f".b.tmp-{'0' * 16}", tmp_path / ".a.tmp-notes"]
+    for path in others:
         path.write_bytes(b"part")
+    assert len(list(tmp_path.glob(".a.tmp-?*"))) == 3
+    writers[0].kill()
+    writers[0].communicate()
     write_whole(tmp_path / "a", b"whole")
-    assert not left.exists()
-    assert all(path.exists() for path in (living, *others))
+    assert len(list(tmp_path.glob(".a.tmp-?*"))) == 2
+    assert all(path.exists() for path in others)
+    writers[1].kill()
+    writers[1].communicate()

@@ -160,6 +160,14 @@ def test_a_mask_that_cannot_be_is_refused(way, told):
         way()
 
 
+@pytest.mark.parametrize("backend", ["native", "fused", "reference"])
+@pytest.mark.parametrize("given", [{"left": -1}, {"right": -1}, {"left": 2**70}])
+def test_a_limit_that_cannot_be_is_refused_whoever_made_the_mask(given, backend):
+    query = torch.randn(1, 1, 3, 8)
+    with pytest.raises(InputError, match=r"`(left|right)` must be at least 0 and below 2\*\*62"):
+        headwise.attend(query, query, query, Mask(**given), backend=backend)
+
+
 @pytest.mark.parametrize("queries", [0, 1, 4])
 @pytest.mark.parametrize("backend", ["native", "fused", "reference"])
 @pytest.mark.parametrize(

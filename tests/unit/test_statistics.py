@@ -47,11 +47,13 @@ def test_only_what_is_asked_is_filled(backend, name):
 
 
 @pytest.mark.parametrize("name", ["sink", "map", "links", "local"])
-@pytest.mark.parametrize("value", [-1, 1.5, True, "2"])
+@pytest.mark.parametrize("value", [-1, 1.5, True, "2", 2**30 + 1, 2**70])
 def test_a_number_out_of_range_is_refused(name, value):
     query = torch.randn(1, 1, 2, 2)
     for backend in BACKENDS:
-        with pytest.raises(ConfigError, match=rf"`{name}` must be a whole number of at least 0; got {value!r}\. \w"):
+        with pytest.raises(
+            ConfigError, match=rf"`{name}` must be a whole number of at least 0, at most 2\*\*30; got {value!r}\. \w"
+        ):
             headwise.attend(query, query, query, statistics=Statistics(**{name: value}), backend=backend)
 
 

@@ -59,16 +59,14 @@ def test_a_device_that_is_not_there_ends_the_command(folder, device):
     assert "headwise: `device` must be" in done.stderr
 
 
-def test_workers_that_cannot_live_are_not_made_without_end(monkeypatch):
-    monkeypatch.setattr(workers, "_BREATH", 0.05)
+def test_workers_that_cannot_live_are_not_made_without_end():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         supervisor = workers._Supervisor(lambda: 1 / 0, 1, listening)
         with pytest.raises(HeadwiseError, match="a worker must live to answer; got 5 one after the other"):
             supervisor.run()
 
 
-def test_no_worker_outlives_those_that_cannot_live(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "_BREATH", 0.05)
+def test_no_worker_outlives_those_that_cannot_live(tmp_path):
     first, began = tmp_path / "first", time.monotonic()
 
     def work():

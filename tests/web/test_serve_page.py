@@ -185,6 +185,9 @@ def test_one_head_shows_where_it_looks(opened):
     page.wait_for_selector("#closer:enabled")
     page.click("#closer")
     page.wait_for_selector('#map[aria-label*="zoom 1"]')
+    page.evaluate("for (let i = 0; i < 3; i++) document.querySelector('#right').click()")  # before the first answer
+    page.wait_for_selector('#map[aria-label*="tile 0, 1"]')
+    assert page.locator('#state[data-state="problem"]').count() == 0
 
 
 def test_newer_answers_win(opened):
@@ -326,6 +329,10 @@ def test_a_service_that_is_gone_is_told_apart_from_a_fault_of_the_page(opened):
     page.fill("#text", TEXT)
     page.wait_for_selector(state)
     assert page.inner_text(state) == "The service does not answer. Is it still running?"
+    page.unroute("**/v1/predict")
+    page.route("**/v1/predict", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+    page.fill("#text", TEXT[:20])
+    page.wait_for_selector(f"{state} >> text=The service does not answer.")
     page.unroute("**/v1/predict")
     page.route("**/v1/predict", lambda route: route.fulfill(json={}))
     page.fill("#text", f"{TEXT} again")

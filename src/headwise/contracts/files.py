@@ -7,8 +7,9 @@ import glob
 import io
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -25,8 +26,14 @@ def cache_folder() -> Path:
     """Give the one folder that holds all of headwise's caches; it may be deleted at any time.
 
     It is what the variable `HEADWISE_CACHE` names, else `~/.cache/headwise`.
+
+    Raises:
+        InputError: where there is neither the variable nor a home.
     """
-    return Path(os.environ.get("HEADWISE_CACHE") or Path.home() / ".cache" / "headwise").expanduser()
+    try:
+        return Path(os.environ.get("HEADWISE_CACHE") or "~/.cache/headwise").expanduser()
+    except RuntimeError as error:
+        raise InputError(f"`HEADWISE_CACHE` must name a folder here; got none, and {error} Set it.") from None
 
 
 def read_format(text: str | bytes, version: int, read: Callable[[Any], _Read], what: str, remedy: str) -> _Read:
@@ -40,7 +47,7 @@ def read_format(text: str | bytes, version: int, read: Callable[[Any], _Read], w
         if held["format"] != version:
             raise KeyError("format")
         return read(held)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{what} must be JSON of format {version}; got {text[:60]!r}. {remedy}") from error
 
 
@@ -58,21 +65,36 @@ def write_whole(path: Path, contents: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write to, which takes its place when all went well and is removed otherwise.
 
-    Leftovers of processes that were killed while writing the same file are removed, too.
+    Leftovers of processes that were killed while writing the same file are removed, too: whoever writes holds a lock,
+    which processes of other containers see as well.
     """
-    _clear(path)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield beside
-        sync(beside)
-        beside.replace(path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk does not name what did not fit
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
+    for left in _left(path):
+        left.unlink(missing_ok=True)
+    with _beside(path) as beside:
+        try:
+            yield beside
+            sync(beside)
+            beside.replace(path)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = str(path)  # a full disk does not name what did not fit
+            raise
+        finally:
+            beside.unlink(missing_ok=True)
     sync(path.parent)  # a rename is on the disk when its folder is
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Make an empty file of a name that nobody has, and keep it for this process."""
+    while True:
+        beside = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+        with beside.open("xb") as held:
+            with suppress(OSError):  # of a file system that has no locks, and where nobody takes leftovers away
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if beside.exists():  # else another process took it for a leftover before it was locked
+                yield beside
+                return
 
 
 def sync(path: Path) -> None:
@@ -161,24 +183,9 @@ def _whole_lines(file: IO[bytes]) -> tuple[int, int]:
     return lines, size
 
 
-def _clear(path: Path) -> None:
-    for left in _left(path):
-        left.unlink(missing_ok=True)
-
-
 def _left(path: Path) -> Iterator[Path]:
-    """Yield what processes left that were killed while they wrote a file."""
-    for left in path.parent.glob(f".{path.name}.tmp-*"):
-        writer = left.name.rpartition("-")[2]
-        if writer.isdecimal() and not _alive(int(writer)):
+    """Yield what processes left that were killed while they wrote a file, locked while it is looked at."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-{'[0-9a-f]' * 16}"):
+        with suppress(OSError), left.open("rb") as file:  # gone meanwhile, or somebody's who writes
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield left
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

@@ -75,15 +75,18 @@ class Statistics:
 
     def check(self) -> None:
         """Raise `ConfigError` when a number is out of its range."""
-        for name, least in (("sink", 0), ("local", 0), ("map", 0), ("links", 0)):
+        for name, told in _WHOLE.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ConfigError(f"`{name}` must be a whole number of at least {least}; got {value!r}. {_WHOLE[name]}")
+            if value is not None and (type(value) is not int or not 0 <= value <= _MOST):
+                raise ConfigError(
+                    f"`{name}` must be a whole number of at least 0, at most 2**30; got {value!r}. {told}"
+                )
 
 
 NOTHING = Statistics()
 """What is asked where nobody looks."""
 
+_MOST = 2**30
 _WHOLE = {
     "sink": "Say how many first keys to add up (1 is usual), or 0 for none.",
     "local": "Say how many positions to either side to add up, or None for none.",

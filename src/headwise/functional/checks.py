@@ -80,6 +80,9 @@ def check_mask(mask: Any, query: Tensor, key: Tensor) -> Mask:
                 f"the mask must fit {batch} samples, {heads} heads, {queries} queries and {keys} keys; "
                 f"got {name} of shape {tuple(tensor.shape)}. Give it shape {shape}."
             )
+    for name, limit in (("left", mask.left), ("right", mask.right)):
+        if limit is not None and not 0 <= limit < 2**62:
+            raise InputError(f"a mask's `{name}` must be at least 0 and below 2**62; got {limit}. None is no limit.")
     if mask.query_length_B is not None and mask.key_length_B is None:
         raise InputError("a mask of `query_length_B` must count the keys too; got no `key_length_B`. Use Mask.lengths.")
     return mask

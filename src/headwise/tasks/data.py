@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ __all__ = ["Skipped", "Table", "open_table", "split"]
 
 _log = logging.getLogger("headwise")
 
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def open_table(
     states = [[part.name, part.split, part.state] for part in parts]
     key = key_of(_VERSION, states, [asdict(want) for want in columns], on_error)
     kept = (cache or cache_folder()) / "tables" / f"{key}.arrow"
-    if not kept.with_suffix(".json").exists() or not kept.exists():
+    if not all(map(os.path.isfile, (kept, kept.with_suffix(".json")))):
         Keeper(columns, skip=on_error == "skip").keep(parts, kept, quiet=quiet)
     table = _opened(kept, key)
     if table.skipped.count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,8 @@ from headwise.errors import InputError
 from headwise.tasks.columns import SPLITS, Wanted, find_columns, split_name
 from headwise.tasks.extras import need
 from headwise.tasks.files import progress, unwritable, written
-from headwise.tasks.readers import Broken, Rows
+from headwise.tasks.lines import Broken
+from headwise.tasks.readers import Rows
 from headwise.tasks.sources import ALL, Part
 
 __all__ = ["LISTED", "Keeper", "text_of"]
@@ -22,6 +24,7 @@ LISTED = 20
 """How many of the rows that were left out are listed."""
 
 _ROWS_A_BATCH, _BYTES_A_BATCH = 10_000, 2**24
+_MOST_SPLITS = 100
 _NUMBERS = ("line", "file", "split")
 
 
@@ -54,6 +57,8 @@ def text_of(value: object, want: Wanted) -> str | Broken:
             return "" if want.may_be_empty else Broken("no value")
         case bool():
             return str(value).lower()
+        case float() if not math.isfinite(value):
+            return Broken(f"{value}, which is no number")
         case int() | float():
             return str(value)
     return Broken(f"a {type(value).__name__}, which is no text")
@@ -137,10 +142,20 @@ class Keeper:
             self._rows += 1
             lines.append(line)
             files.append(number)
-            splits.append(self._splits.setdefault(word, len(self._splits)))
+            splits.append(self._number_of(word, part.name, line))
             if len(lines) >= _ROWS_A_BATCH or self._bytes >= _BYTES_A_BATCH:
                 self._flush(write)
         return set(found) - {"split"}
+
+    def _number_of(self, split: str, name: str, line: int) -> int:
+        """Give the number of a split; a column of that name may hold something else, another value in each row."""
+        number = self._splits.setdefault(split, len(self._splits))
+        if number >= _MOST_SPLITS:
+            raise InputError(
+                f"the column `split` must name at most {_MOST_SPLITS} splits; got more, such as {split[:40]!r} in "
+                f"{name}, row {line}. Give the column another name if it says something else."
+            )
+        return number
 
     def _texts(self, wants: Sequence[Wanted], values: list[Any], found: dict[str, str]) -> list[str] | Broken:
         """Turn the values of a row into texts, in place, or say what is wrong with one."""

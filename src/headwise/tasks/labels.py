@@ -88,25 +88,21 @@ class Labels:
         """
         shape = (len(table), len(self.names)) if self.several else len(table)
         target = np.zeros(shape, np.uint8 if self.several else np.int32)
-        known: dict[str, list[int] | int | None] = {}
-        at = 0
+        place_of, at = {name: place for place, name in enumerate(self.names)}, 0
         for texts, index in table.coded("label"):
-            for text in set(texts) - known.keys():
-                known[text] = self._class(text)
-            values = [known[text] for text in texts]
-            if None in values:
-                unknown = values.index(None)
-                raise InputError(self._unknown(table, at + int(np.argmax(index == unknown)), texts[unknown]))
-            target[at : at + len(index)] = np.array(values)[index]
+            held = np.zeros((len(texts), *target.shape[1:]), target.dtype)
+            for number, text in enumerate(texts):
+                parts = _parts(text, self.separator)
+                if not place_of.keys() >= set(parts):
+                    raise InputError(self._unknown(table, at + int(np.argmax(index == number)), text))
+                places = [place_of[part] for part in parts]
+                if self.several:
+                    held[number, places] = 1
+                else:
+                    held[number] = places[0]
+            target[at : at + len(index)] = held[index]
             at += len(index)
         return target
-
-    def _class(self, text: str) -> list[int] | int | None:
-        """Turn one label into its number, or several into 0 and 1 for each class; `None` where one is not known."""
-        parts = _parts(text, self.separator)
-        if not set(parts) <= set(self.names):
-            return None
-        return [int(name in parts) for name in self.names] if self.several else self.names.index(parts[0])
 
     def predictions(self, logits_NC: Float[Tensor, "N C"]) -> list[Prediction]:
         """Read a model's answers, in the order of the rows."""

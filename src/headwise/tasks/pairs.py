@@ -27,7 +27,7 @@ from headwise.tasks.tokenizer import Tokenizer
 
 __all__ = ["PairExamples", "PairSettings", "PairTask", "PreparedPairs", "encode_pairs", "open_pairs", "prepare_pairs"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ class TokenizerSettings:
 
     def sample(self, rows: np.ndarray) -> np.ndarray:
         """Choose the rows of a table that the vocabulary is learned from."""
-        return rows[:: -(-len(rows) // self.texts)] if 0 < self.texts < len(rows) else rows
+        if not 0 < self.texts < len(rows):
+            return rows
+        return rows[np.sort(np.random.default_rng(0).choice(len(rows), self.texts, replace=False))]
 
 
 _LETTER = r"[\p{L}\p{M}\p{N}&&[^\p{Han}]]"

@@ -7,36 +7,22 @@ and data sets, which have no lines, by its place, counted from 1.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import shutil
 import tempfile
-import zlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 from headwise.errors import InputError
 from headwise.tasks.extras import need
+from headwise.tasks.lines import LARGEST_ROW, Broken, Line, decompressed, lines_of
 
-__all__ = ["LARGEST_ROW", "Broken", "Record", "Rows", "decompressed", "file_format", "listed", "opened", "opened_lines"]
+__all__ = ["Record", "Rows", "file_format", "listed", "opened", "opened_lines"]
 
-LARGEST_ROW = 2**24
-"""Most bytes that a row may have (16 MB); a longer one is broken, so that a lost quote cannot fill the memory."""
-
-_BLOCK = 2**20
 _FORMATS = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
-
-
-class Broken(NamedTuple):
-    """Say why a row cannot be used."""
-
-    fact: str
-    """What was found instead."""
-    column: str | None = None
-    """Where in the row; `None` where the row as a whole is broken."""
 
 
 Record = tuple[int, list[Any] | Broken]
@@ -60,25 +46,6 @@ def file_format(path: Path) -> str | None:
 
 
 @contextmanager
-def decompressed(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file, gzip or not, told by its first bytes: what it holds, and the file itself for its position.
-
-    Raises:
-        InputError: when it is not there, or its compressed data is damaged or cut short.
-    """
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw, raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} must be a whole gzip file; got: {error}. Fetch or compress it again.") from error
-    except OSError as error:
-        told = error.strerror or error
-        raise InputError(f"{path} must be a file that can be read; got: {told}. Check the path.") from error
-
-
-@contextmanager
 def opened(path: Path, moved: Callable[[int], object]) -> Iterator[Rows]:
     """Open a table.
 
@@ -92,7 +59,7 @@ def opened(path: Path, moved: Callable[[int], object]) -> Iterator[Rows]:
                 yield _Parquet(path, whole)
             moved(path.stat().st_size)
             return
-        lines = _lines(stream, raw, moved)
+        lines = lines_of(stream, raw, moved)
         match form:
             case "csv":
                 yield _Csv(path, lines)
@@ -115,54 +82,15 @@ def opened_lines(paths: Sequence[Path], moved: Callable[[int], object]) -> Itera
     """
     with ExitStack() as stack:
         streams = [stack.enter_context(decompressed(path)) for path in paths]
-        yield _Plain(paths, [_lines(stream, raw, moved) for stream, raw in streams])
-
-
-_Line = tuple[int, str, Broken | None]
-
-
-def _lines(stream: IO[bytes], raw: IO[bytes], moved: Callable[[int], object]) -> Iterator[_Line]:
-    """Give number, text and fault of each line but the empty ones at the end of the file."""
-    empty: list[str] = []
-    for number, line in enumerate(_split(stream, raw, moved), 1):
-        if not line or line == b"\r":
-            empty.append(line.decode())
-            continue
-        yield from ((number - len(empty) + place, text, None) for place, text in enumerate(empty))
-        empty.clear()
-        yield number, *_decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-
-
-def _split(stream: IO[bytes], raw: IO[bytes], moved: Callable[[int], object]) -> Iterator[bytes]:
-    """Cut a stream at its newlines; of a line that is too long, keep one byte more than allowed."""
-    rest, at = b"", 0
-    while block := stream.read(_BLOCK):
-        moved(raw.tell() - at)
-        at = raw.tell()
-        *whole, rest = (rest + block).split(b"\n") if b"\n" in block else (rest + block,)
-        yield from whole
-        rest = rest[: LARGEST_ROW + 1]
-    if rest:
-        yield rest
-
-
-def _decoded(line: bytes) -> tuple[str, Broken | None]:
-    if len(line) > LARGEST_ROW:
-        return "", Broken(f"a row of more than {LARGEST_ROW // 2**20} MB")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        fact = f"byte 0x{line[error.start]:02x} at place {error.start + 1}, which is not UTF-8"
-        return line.decode(errors="replace"), Broken(fact)
-    return text, Broken("a NUL byte") if "\0" in text else None
+        yield _Plain(paths, [lines_of(stream, raw, moved, ending=True) for stream, raw in streams])
 
 
 def _header(path: Path, columns: Sequence[str], fault: Broken | None) -> list[str]:
     """Check the names of the columns."""
     names = [column.strip() for column in columns]
-    twice = {name for name in names if names.count(name) > 1}
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if fault or twice or not any(names):
-        fact = fault.fact if fault else f"{sorted(twice)} twice" if twice else "an empty file"
+        fact = fault.fact if fault else f"{[name[:40] for name in twice[:10]]} twice" if twice else "an empty file"
         raise InputError(f"{path}, row 1 must be a header in UTF-8 that names each column once; got {fact}. Add one.")
     return names
 
@@ -170,21 +98,25 @@ def _header(path: Path, columns: Sequence[str], fault: Broken | None) -> list[st
 class _Tsv:
     """Read tab-separated values: no quoting, one row a line, so that quotes are ordinary characters."""
 
-    def __init__(self, path: Path, lines: Iterator[_Line]) -> None:
+    def __init__(self, path: Path, lines: Iterator[Line]) -> None:
         _, text, fault = next(lines, (1, "", None))
         self.columns = _header(path, text.rstrip("\r").split("\t"), fault)
         self._lines = lines
 
     def read(self, names: Sequence[str]) -> Iterator[Record]:
-        width, places = len(self.columns), [self.columns.index(name) for name in names]
+        places = [self.columns.index(name) for name in names]
         for number, text, fault in self._lines:
             fields = text.rstrip("\r").split("\t")
-            if fault is not None:
-                yield number, _placed(fault, self.columns, fields)
-            elif len(fields) != width:
-                yield number, Broken(f"{len(fields)} fields, where the header has {width}")
-            else:
-                yield number, [fields[place] for place in places]
+            yield (
+                number,
+                _picked(fields, self.columns, places) if fault is None else _placed(fault, self.columns, fields),
+            )
+
+
+def _picked(fields: Sequence[str], columns: Sequence[str], places: Sequence[int]) -> list[str] | Broken:
+    if len(fields) != len(columns):
+        return Broken(f"{len(fields)} fields, where the header has {len(columns)}")
+    return [fields[place] for place in places]
 
 
 def _placed(fault: Broken, columns: Sequence[str], fields: Sequence[str]) -> Broken:
@@ -196,10 +128,15 @@ def _placed(fault: Broken, columns: Sequence[str], fields: Sequence[str]) -> Bro
 
 
 class _Csv:
-    """Read comma-separated values with the quoting of RFC 4180; a quoted field may hold commas and newlines."""
+    """Read comma-separated values with the quoting of RFC 4180; a quoted field may hold commas and newlines.
 
-    def __init__(self, path: Path, lines: Iterator[_Line]) -> None:
-        self._lines, self._number, self._faults = lines, 0, list[Broken]()
+    Of a record that is broken only the first line is left out: what looked like the rest of it, after a quote that
+    nobody closed, may be good rows.
+    """
+
+    def __init__(self, path: Path, lines: Iterator[Line]) -> None:
+        self._lines, self._number = lines, 0
+        self._record, self._again, self._spare = list[Line](), deque[Line](), _MOST_AGAIN
         self._reader = csv.reader(self._feed(), strict=True)
         with _long_fields():
             _, fields = next(self._records(), (1, list[str]()))
@@ -207,42 +144,50 @@ class _Csv:
         self.columns = _header(path, [] if isinstance(fields, Broken) else fields, fault)
 
     def read(self, names: Sequence[str]) -> Iterator[Record]:
-        width, places = len(self.columns), [self.columns.index(name) for name in names]
+        places = [self.columns.index(name) for name in names]
         with _long_fields():
             for number, fields in self._records():
-                if isinstance(fields, Broken):
-                    yield number, fields
-                elif len(fields) != width:
-                    yield number, Broken(f"{len(fields)} fields, where the header has {width}")
-                else:
-                    yield number, [fields[place] for place in places]
+                yield number, fields if isinstance(fields, Broken) else _picked(fields, self.columns, places)
 
     def _feed(self) -> Iterator[str]:
-        """Hand the lines on, and remember where the reader is and what was wrong with them."""
-        for number, text, fault in self._lines:
-            self._number = number
-            if fault is not None:
-                self._faults.append(fault)
-            yield text + "\n"
+        """Hand the lines on, and remember those of the record."""
+        while line := self._again.popleft() if self._again else next(self._lines, None):
+            self._number = line[0]
+            self._record.append(line)
+            yield line[1] + "\n"
 
     def _records(self) -> Iterator[tuple[int, list[str] | Broken]]:
         while True:
             first = self._number + 1
+            self._record.clear()
             try:
                 fields = next(self._reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                self._faults.clear()
-                yield first, Broken(f"broken CSV ({error})")
+                yield first, Broken(f"broken CSV ({error}{self._read_again()})")
                 continue
-            fault = self._faults[0] if self._faults else None
-            self._faults.clear()
+            fault = next((fault for _, _, fault in self._record if fault is not None), None)
             if fault is not None:
                 columns = getattr(self, "columns", fields)
                 yield first, _placed(fault, columns, fields)
             else:
                 yield first, fields
+
+    def _read_again(self) -> str:
+        """Go back to the second line of a broken record; once that was too much to read twice, tell where it ends."""
+        rest = self._record[1:]
+        self._spare -= sum(len(text) for _, text, _ in rest)
+        if self._spare < 0 and rest:
+            return f"; rows down to {rest[-1][0]} left out with it"
+        self._again.extendleft(reversed(rest))
+        self._number = self._record[0][0] if self._record else self._number
+        self._reader = csv.reader(self._feed(), strict=True)
+        return ""
+
+
+_MOST_AGAIN = 2**28
+"""Letters of a CSV file that are read again because a quote was not closed."""
 
 
 @contextmanager
@@ -258,13 +203,13 @@ def _long_fields() -> Iterator[None]:
 class _Plain:
     """Read plain text files side by side."""
 
-    def __init__(self, paths: Sequence[Path], files: Sequence[Iterator[_Line]]) -> None:
+    def __init__(self, paths: Sequence[Path], files: Sequence[Iterator[Line]]) -> None:
         self.columns = ["source", "target"][: len(paths)]
         self._paths, self._files = paths, files
 
     def read(self, names: Sequence[str]) -> Iterator[Record]:
-        places, number = [self.columns.index(name) for name in names], 0
-        for number, held in enumerate(zip_longest(*self._files), 1):
+        places = [self.columns.index(name) for name in names]
+        for number, held in enumerate(self._rows(), 1):
             if None in held:
                 self._refuse(number, held)
             broken = ((place, fault) for place, (_, _, fault) in enumerate(held) if fault is not None)
@@ -274,7 +219,18 @@ class _Plain:
             else:
                 yield number, [held[place][1].rstrip("\r") for place in places]
 
-    def _refuse(self, number: int, held: Sequence[_Line | None]) -> None:
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """Give the lines side by side; of pairs, without the last ones that are empty on either side, or missing."""
+        empty: list[tuple[Any, ...]] = []
+        for held in zip_longest(*self._files):
+            if len(held) > 1 and not any(line and (line[2] or line[1].rstrip("\r")) for line in held):
+                empty.append(held)
+                continue
+            yield from empty
+            empty.clear()
+            yield held
+
+    def _refuse(self, number: int, held: Sequence[Line | None]) -> None:
         counts = [
             number - 1 if line is None else number + sum(1 for _ in file)
             for line, file in zip(held, self._files, strict=True)
@@ -286,8 +242,8 @@ class _Plain:
 class _Jsonl:
     """Read JSON lines: one object a line; the first good one names the columns."""
 
-    def __init__(self, path: Path, lines: Iterator[_Line]) -> None:
-        self._begun, faults = list[_Line](), list[Broken]()
+    def __init__(self, path: Path, lines: Iterator[Line]) -> None:
+        self._begun, faults = list[Line](), list[Broken]()
         for line in islice(lines, _TRIED):
             self._begun.append(line)
             held = _object(line[1], line[2])
@@ -321,8 +277,6 @@ def _object(text: str, fault: Broken | None) -> dict[str, Any] | Broken:
         return Broken("half of a surrogate pair")
     except (ValueError, RecursionError) as error:
         return Broken(f"broken JSON ({error})")
-    except AttributeError:
-        return Broken(f"JSON that is no object ({text[:40]})")
     return held if isinstance(held, dict) else Broken(f"JSON that is no object ({text[:40]})")
 
 
@@ -356,15 +310,20 @@ class _Parquet:
 def _unpacked(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     """Unpack gzip into a temporary file, because Parquet is read from its end."""
     with tempfile.TemporaryFile() as whole:
-        shutil.copyfileobj(stream, whole)
+        while block := stream.read(2**20):
+            try:
+                whole.write(block)
+            except OSError as error:  # told here: further out it would pass for a fault of the file that is read
+                told = f"must have room for what is unpacked; got {error.strerror}. Name another in TMPDIR."
+                raise InputError(f"the folder of temporary files, {tempfile.gettempdir()}, {told}") from error
         yield cast(IO[bytes], whole)
 
 
 def listed(values: Any) -> list[Any]:
-    """Turn an Arrow array into Python values; text that is not UTF-8 becomes bytes."""
+    """Turn an Arrow array into Python values; text that is not UTF-8 becomes bytes, what Python has not `Broken`."""
     try:
         return list(values.to_pylist())
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         return [_scalar(value) for value in values]
 
 
@@ -372,4 +331,6 @@ def _scalar(value: Any) -> Any:
     try:
         return value.as_py()
     except UnicodeDecodeError:
-        return value.as_buffer().to_pybytes()
+        return value.as_buffer().to_pybytes() if hasattr(value, "as_buffer") else Broken("bytes that are not UTF-8")
+    except (ValueError, OverflowError) as error:
+        return Broken(f"a value out of range ({error})")

@@ -26,7 +26,7 @@ from headwise.tasks.vectors import vectors_file, words_of
 
 __all__ = ["Prepared", "SentimentSettings", "TextExamples", "encode", "open_texts", "prepare"]
 
-_VERSION = 1
+_VERSION = 2
 _TEXT = ("sentence", "review", "comment", "question", "tweet", "content", "body", "document", "sms", "message")
 _LABEL = ("sentiment", "stars", "rating", "polarity", "class", "category", "target", "labels")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,8 @@ from headwise.tasks.files import identity
 from headwise.tasks.readers import Record, Rows, file_format, listed, opened, opened_lines
 
 __all__ = ["ALL", "Part", "Source", "find_parts"]
+
+_log = logging.getLogger("headwise")
 
 ALL = "all"
 """Name of the split of rows that nothing assigns to one."""
@@ -54,8 +57,7 @@ def find_parts(source: Source) -> list[Part]:
         InputError: when there is nothing to read there.
     """
     if isinstance(source, Mapping):
-        given = [(split, part) for split, each in source.items() for part in find_parts(each)]
-        return [replace(part, split=split_name(split)) for split, part in given]
+        return [part for split, each in source.items() for part in _parts_of(split_name(split), each)]
     if not isinstance(source, str | Path):
         return [_lines_part([Path(each).expanduser() for each in source])]
     if str(source).startswith("hub:"):
@@ -68,6 +70,18 @@ def find_parts(source: Source) -> list[Part]:
             f"the data must be a file, a folder or hub:NAME; got `{source}`, which is not there. Check it."
         )
     return [_file_part(path, ALL)]
+
+
+def _parts_of(split: str, source: Source) -> list[Part]:
+    """List the tables of a source that is named for one split, without those that say they are of another."""
+    parts = find_parts(source)
+    own = [part for part in parts if part.split in (ALL, split)]
+    others = ", ".join(part.name for part in parts if part not in own)
+    if not own:
+        raise InputError(f"`{source}` must hold tables of `{split}`; got {others} alone. Name them one by one.")
+    if others:
+        _log.warning("left out %s: named for another split than `%s`", others, split)
+    return [replace(part, split=split) for part in own]
 
 
 def _file_part(path: Path, split: str) -> Part:

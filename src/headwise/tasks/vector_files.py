@@ -13,7 +13,7 @@ import numpy as np
 
 from headwise.errors import InputError
 from headwise.tasks.files import progress
-from headwise.tasks.readers import decompressed
+from headwise.tasks.lines import decompressed
 
 __all__ = ["Row", "rows_of"]
 

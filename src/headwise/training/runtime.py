@@ -169,18 +169,28 @@ def keep_few_products() -> None:
 def _launched() -> tuple[int, int]:
     """Read rank and number of processes, and refuse launchers that start several without telling PyTorch's way."""
     told = os.environ
-    if "WORLD_SIZE" in told:
+    if told.get("WORLD_SIZE"):
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in told]
-        if missing and int(told["WORLD_SIZE"]) > 1:
+        if missing and _number("WORLD_SIZE", 1) > 1:
             raise _alone(f"WORLD_SIZE={told['WORLD_SIZE']} without {', '.join(missing)}")
-        return int(told.get("RANK", "0")), int(told["WORLD_SIZE"])
+        return _number("RANK", 0), _number("WORLD_SIZE", 1)
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if int(told.get(name, "1")) > 1:
+        if _number(name, 1) > 1:
             raise _alone(f"{name}={told[name]} without WORLD_SIZE")
     if "ACCELERATE_MIXED_PRECISION" in told and "MASTER_ADDR" in told:
         # `accelerate launch --cpu --num_processes 2` sets an address to meet at, and then starts one process.
         raise _alone("accelerate's MASTER_ADDR without WORLD_SIZE")
     return 0, 1
+
+
+def _number(name: str, default: int) -> int:
+    """Read a number that a launcher sets; nothing is none."""
+    told = os.environ.get(name) or str(default)
+    if not told.isdecimal():
+        raise ConfigError(
+            f"the variable `{name}` must be a whole number; got {told!r}. Start with torchrun, or unset it."
+        )
+    return int(told)
 
 
 def _alone(fact: str) -> ConfigError:
@@ -201,7 +211,7 @@ def check_device(name: str) -> None:
 
 
 def _device(name: str) -> torch.device:
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _number("LOCAL_RANK", 0)
     if name == "auto":
         usable = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
         name = "cuda" if usable else "cpu"
@@ -221,7 +231,7 @@ def _usable(device: torch.device) -> torch.device:
     """Give a device back if it can hold numbers."""
     try:
         torch.zeros(1, device=device).tolist()
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
         told = str(error).splitlines()[0][:80]
         raise ConfigError(f"`device` must be there; got {str(device)!r} ({told}). Try auto, cpu or cuda.") from None
     return device

@@ -17,9 +17,9 @@ export class Refused extends Error {
 
 export class Unreachable extends Error {}
 
-// A fault of the network comes as a TypeError, as one of this page would.
+// A fault of the network comes as a TypeError, as one of this page would; what is no JSON is not from the service.
 function lost(error) {
-  throw error instanceof TypeError ? new Unreachable() : error;
+  throw error instanceof TypeError || error instanceof SyntaxError ? new Unreachable() : error;
 }
 
 export async function ask(path, body) {

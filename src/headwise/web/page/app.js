@@ -6,7 +6,7 @@ import { shade, showClasses, showText, showWritten } from "./text.js";
 import { layerName, percent, say, speak, spoken } from "./words.js";
 
 const at = (id) => document.getElementById(id);
-const state = { models: [], limits: {}, head: null, tile: { zoom: 0, row: 0, column: 0 }, said: () => "", answer: null, why: null, seen: null };
+const state = { models: [], limits: {}, head: null, tile: { zoom: 0, row: 0, column: 0 }, shown: { zoom: 0, row: 0, column: 0 }, said: () => "", answer: null, why: null, seen: null };
 const grid = new Grid(at("heads"), { onSwitch: switched, onHead: (head) => look(head) });
 
 const model = () => state.models.find(({ name }) => name === at("model").value);
@@ -152,7 +152,9 @@ function showSeen() {
   allowMoves(tile, Math.max(found.queries.length, found.keys.length));
 }
 
+// Moves go from the tile that is shown: a second click may come before the answer to the first.
 function allowMoves({ zoom, row, column }, tokens) {
+  state.shown = { zoom, row, column };
   const side = 2 ** zoom;
   at("closer").disabled = 32 * side > state.limits.cells || 16 * side >= tokens;
   at("wider").disabled = zoom === 0;
@@ -187,7 +189,7 @@ function look(head) {
 }
 
 function moveMap(change) {
-  state.tile = { ...state.tile, ...change };
+  state.tile = { ...state.shown, ...change };
   told(view);
 }
 
@@ -236,12 +238,12 @@ async function open() {
 at("text").addEventListener("input", typed);
 at("model").addEventListener("change", choose);
 at("all-on").addEventListener("click", () => grid.allOn());
-at("closer").addEventListener("click", () => moveMap({ zoom: state.tile.zoom + 1, row: 2 * state.tile.row, column: 2 * state.tile.column }));
-at("wider").addEventListener("click", () => moveMap({ zoom: state.tile.zoom - 1, row: state.tile.row >> 1, column: state.tile.column >> 1 }));
-at("left").addEventListener("click", () => moveMap({ column: state.tile.column - 1 }));
-at("right").addEventListener("click", () => moveMap({ column: state.tile.column + 1 }));
-at("up").addEventListener("click", () => moveMap({ row: state.tile.row - 1 }));
-at("down").addEventListener("click", () => moveMap({ row: state.tile.row + 1 }));
+at("closer").addEventListener("click", () => moveMap({ zoom: state.shown.zoom + 1, row: 2 * state.shown.row, column: 2 * state.shown.column }));
+at("wider").addEventListener("click", () => moveMap({ zoom: state.shown.zoom - 1, row: state.shown.row >> 1, column: state.shown.column >> 1 }));
+at("left").addEventListener("click", () => moveMap({ column: state.shown.column - 1 }));
+at("right").addEventListener("click", () => moveMap({ column: state.shown.column + 1 }));
+at("up").addEventListener("click", () => moveMap({ row: state.shown.row - 1 }));
+at("down").addEventListener("click", () => moveMap({ row: state.shown.row + 1 }));
 at("language").addEventListener("click", () => {
   speak(spoken() === "zh" ? "en" : "zh");
   redress();
