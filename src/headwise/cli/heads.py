@@ -25,11 +25,10 @@ from headwise.cli.shared import (
 from headwise.contracts.files import write_whole
 from headwise.errors import InputError
 from headwise.heads import HeadScores
+from headwise.recipes.kinds import KINDS
 from headwise.training import Runtime, start
 
 __all__ = ["add_compare", "add_observe", "add_prune", "add_score", "add_share"]
-
-_TASKS = ("sentiment", "translation", "summarization")
 
 
 def add_observe(commands: Any) -> None:
@@ -81,7 +80,7 @@ def add_compare(commands: Any) -> None:
     """Add `headwise compare`."""
     example = "sentiment --data train.tsv --dev dev.tsv --heads 1,2,4,8 --seeds 3 --out runs/compared"
     parser = command(commands, "compare", _compare, "compare one head with many, at equal parameters", example)
-    parser.add_argument("task", choices=_TASKS, metavar="TASK", help=", ".join(_TASKS))
+    parser.add_argument("task", choices=tuple(KINDS), metavar="TASK", help=", ".join(KINDS))
     add_data(parser, "--data", "table, folder or hub:NAME; two files of lines for pairs", required=True)
     add_data(parser, "--dev", "texts that choose the models; a tenth of the data by default")
     parser.add_argument("--heads", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="1,2,4,8 by default")

@@ -68,7 +68,7 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command with what all of them have; one that `computes` on a device of the user's choice may be told it.
 
-    Its `threads` may be told where there is something to say of them.
+    `threads` says whose number the user may set; nobody's where it is empty.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,

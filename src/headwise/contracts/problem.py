@@ -82,6 +82,10 @@ class Problem:
         """Give the type in which scores and statistics are computed: float64 for float64, else float32."""
         return torch.float64 if self.query_BHQD.dtype == torch.float64 else torch.float32
 
+    def check_lengths(self) -> None:
+        """Raise `InputError` for lengths that leave the tensors, as every kernel does before it reads by them."""
+        self.mask.check_lengths(self.query_BHQD.shape[2], self.key_BGKD.shape[2])
+
     def exactly(self) -> AbstractContextManager[None]:
         """Keep autocast, which has chosen the inputs' type, from lowering the products inside as well."""
         device = self.query_BHQD.device

@@ -46,7 +46,7 @@ class Kernel(Backend, Protocol):
     """Say what a backend inside the registered operation does."""
 
     def forward(self, problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
-        """Compute output, log-sum-exp and the statistics asked for, in the order of `measure.names`."""
+        """Check lengths; compute output, log-sum-exp and the statistics asked for, in the order of `measure.names`."""
 
     def backward(
         self, problem: Problem, given: Gradients, saved: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...]

@@ -58,6 +58,7 @@ def choose(problem: Problem) -> tuple[str, str]:
 
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     """Compute the output, the log-sum-exp and the statistics asked for."""
+    problem.check_lengths()
     problem = blocks.guard(problem)
     if problem.empty:
         results = blocks.output_room(problem)

@@ -18,7 +18,7 @@ from headwise.contracts.masks import Mask
 from headwise.contracts.problem import Problem
 from headwise.contracts.statistics import Statistics
 from headwise.errors import BackendError
-from headwise.kernels import measure, native
+from headwise.kernels import measure
 from headwise.kernels.choice import choose
 from headwise.kernels.fused import Gradients
 
@@ -138,8 +138,6 @@ def _has_tangent(tensor: Tensor | None) -> bool:
 def _computed(problem: Problem, asked: Statistics, backend: str) -> Sequence[Tensor]:
     """Choose a kernel, and compute."""
     kernel = choose(problem, asked, backend)
-    if kernel is not native or problem.empty:  # the native kernel looks by itself, faster
-        problem.mask.check_lengths(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
     with problem.exactly():
         return kernel.forward(problem, asked)
 

@@ -69,7 +69,7 @@ def weights(problem: Problem, window: slice) -> Tensor:
 def _check(problem: Problem) -> None:
     """Look at lengths where there are numbers to look at."""
     if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-        problem.mask.check_lengths(problem.query_BHQD.shape[2], problem.key_BGKD.shape[2])
+        problem.check_lengths()
 
 
 def _whole(problem: Problem) -> blocks.Tile:

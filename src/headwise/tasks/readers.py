@@ -107,10 +107,8 @@ class _Tsv:
         places = [self.columns.index(name) for name in names]
         for number, text, fault in self._lines:
             fields = text.rstrip("\r").split("\t")
-            yield (
-                number,
-                _picked(fields, self.columns, places) if fault is None else _placed(fault, self.columns, fields),
-            )
+            found = _picked(fields, self.columns, places) if fault is None else _placed(fault, self.columns, fields)
+            yield number, found
 
 
 def _picked(fields: Sequence[str], columns: Sequence[str], places: Sequence[int]) -> list[str] | Broken:
@@ -220,7 +218,7 @@ class _Plain:
                 yield number, [held[place][1].rstrip("\r") for place in places]
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
-        """Give the lines side by side; of pairs, without the last ones that are empty on either side, or missing."""
+        """Give the lines side by side; of pairs, without the last ones that hold nothing on both sides."""
         empty: list[tuple[Any, ...]] = []
         for held in zip_longest(*self._files):
             if len(held) > 1 and not any(line and (line[2] or line[1].rstrip("\r")) for line in held):

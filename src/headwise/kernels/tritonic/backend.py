@@ -60,6 +60,7 @@ def describe(problem: Problem) -> str:
 
 def forward(problem: Problem, asked: Statistics) -> tuple[Tensor, ...]:
     """Compute output, log-sum-exp and the statistics asked for."""
+    problem.check_lengths()
     if problem.empty:
         return *blocks.output_room(problem), *measure.empty(asked, problem).values()
     results: tuple[Tensor, ...] = PASSES.attend(problem, asked)
